@@ -1,0 +1,1 @@
+"""Facial affect in JAX."""

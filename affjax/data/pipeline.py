@@ -1,0 +1,93 @@
+"""Batches whose position is the step.
+
+The order is a pure function of (seed, step): the rows are shuffled globally and anew each epoch, cut
+into global batches, and process p takes its contiguous part of each. So resuming is `dataset[step:]`,
+and neither the worker count nor the number of processes changes which sample is seen when.
+"""
+
+import os
+import sys
+from typing import Any
+
+import grain
+import numpy as np
+
+from affjax.data.records import Records
+
+Batch = dict[str, Any]
+
+
+class Share:
+  """A process's contiguous rows of each global batch."""
+
+  def __init__(self, process: int, processes: int):
+    self._process = process
+    self._processes = processes
+
+  def __call__(self, rows: np.ndarray) -> np.ndarray:
+    """rows: [global batch] -> [global batch / processes]."""
+    return np.split(np.asarray(rows), self._processes)[self._process]
+
+
+def order(length: int, seed: int, batch_size: int) -> grain.MapDataset:
+  """Step -> rows of its global batch, for ever.
+
+  Args:
+    length: rows of the split.
+    seed: any non-negative integer.
+    batch_size: of the global batch. Batches run across the ends of epochs: every row is seen once
+      an epoch, and nothing is dropped.
+
+  Returns:
+    A random-access data set of [batch_size] int64 arrays.
+  """
+  # Grain adds the epoch to the seed: unhashed, seed 1 would replay seed 0 one epoch late.
+  mixed = int(np.random.SeedSequence([seed, 0xAFF]).generate_state(1)[0])
+  return grain.MapDataset.range(length).shuffle(seed=mixed).repeat().batch(batch_size)
+
+
+def sequence(length: int, batch_size: int) -> grain.MapDataset:
+  """Every row once, in order; the last batch is padded with -1."""
+  padded = np.full((-(-length // batch_size), batch_size), -1, np.int64)
+  padded.reshape(-1)[:length] = np.arange(length)
+  return grain.MapDataset.source(padded)
+
+
+def _keep_off_accelerators(worker: int, workers: int) -> None:
+  """A worker decodes on the CPU; should anything in it touch jax, it must not take a device."""
+  os.environ["JAX_PLATFORMS"] = "cpu"
+  if "jax" in sys.modules:
+    sys.modules["jax"].config.update("jax_platforms", "cpu")
+
+
+def batches(
+  records: Records,
+  rows: grain.MapDataset,
+  *,
+  process: int = 0,
+  processes: int = 1,
+  workers: int = 0,
+  threads: int = 2,
+) -> grain.IterDataset:
+  """Reads the batches of `rows` (from `order` or `sequence`, possibly sliced).
+
+  Args:
+    records: the split.
+    rows: position -> rows of the global batch.
+    process: index of this process.
+    processes: their number; must divide the global batch.
+    workers: processes that read and decode; 0: threads of this one.
+    threads: reading threads of each of these.
+
+  Returns:
+    Batches as host arrays (see `Records.batch`), `processes`-th parts of the global ones.
+  """
+  local = rows.map(Share(process, processes)).map(records.batch)
+  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+  dataset = local.to_iter_dataset(options)
+  if workers:
+    dataset = dataset.mp_prefetch(
+      grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
+      worker_init_fn=_keep_off_accelerators,
+    )
+  return dataset

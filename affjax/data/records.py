@@ -1,0 +1,320 @@
+"""Prepared data sets on disk: opened by name, read as whole batches, counted and fingerprinted.
+
+TFDS is the catalogue (where the shards are, what a record holds); reading goes past it, because its
+feature decoding costs as much as the JPEG. Nothing here imports jax or TensorFlow.
+"""
+
+import dataclasses
+import fcntl
+import hashlib
+import importlib
+import json
+import os
+import pkgutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import simplejpeg
+from array_record.python import array_record_data_source
+from tensorflow_datasets.proto import tf_example_pb2
+
+import tfds_builders
+from affjax.labels import TASKS, remap
+
+SUMMARY = "affjax.json"  # beside TFDS's own files: counts and fingerprint
+
+
+def names() -> list[str]:
+  """Names of the data sets that have a builder."""
+  return sorted(m.name for m in pkgutil.iter_modules(tfds_builders.__path__) if m.ispkg)
+
+
+def builder(name: str, config: str = "", data_dir: str | None = None) -> Any:
+  """The TFDS builder of a data set; its data need not be there yet.
+
+  Args:
+    name: folder in `tfds_builders`.
+    config: one of the builder's configs; empty: its first, or none if it has none.
+    data_dir: where prepared data lives; None: TFDS's default place.
+
+  Raises:
+    ValueError: no such data set or config.
+  """
+  if name not in names():
+    raise ValueError(f"data set {name!r}: use one of {', '.join(names())}")
+  cls = importlib.import_module(f"tfds_builders.{name}.{name}_dataset_builder").Builder
+  known = [c.name for c in cls.BUILDER_CONFIGS]
+  if config and config not in known:
+    raise ValueError(f"data set {name!r} has no config {config!r}; it has {known or 'none'}")
+  return cls(data_dir=data_dir and os.path.expanduser(data_dir), config=config or None)
+
+
+def is_prepared(build: Any) -> bool:
+  """Whether the builder's shards are on disk."""
+  return (Path(build.data_dir) / "dataset_info.json").is_file()
+
+
+def needs_source(build: Any) -> bool:
+  """Whether the data set is made from files that the user must obtain."""
+  return bool(build.MANUAL_DOWNLOAD_INSTRUCTIONS)
+
+
+class lock:
+  """Holds `path` against other processes of this machine for the length of a `with` block."""
+
+  def __init__(self, path: str | os.PathLike[str]):
+    self._path = Path(path)
+
+  def __enter__(self) -> "lock":
+    self._path.parent.mkdir(parents=True, exist_ok=True)
+    self._file = self._path.open("w")
+    fcntl.flock(self._file, fcntl.LOCK_EX)
+    return self
+
+  def __exit__(self, *unused: object) -> None:
+    self._file.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class Shards:
+  """The ArrayRecord files of one split, opened on first use, so that it can be sent to a worker."""
+
+  paths: tuple[str, ...]
+  lengths: tuple[int, ...]
+
+  def __len__(self) -> int:
+    return sum(self.lengths)
+
+  def __getstate__(self) -> dict:
+    return {"paths": self.paths, "lengths": self.lengths}
+
+  def __setstate__(self, state: dict) -> None:
+    self.__dict__.update(state)
+
+  def read(self, rows: Sequence[int]) -> list[bytes]:
+    """The serialised records of `rows`, in that order."""
+    if "source" not in self.__dict__:
+      self.__dict__["source"] = array_record_data_source.ArrayRecordDataSource(list(self.paths))
+    return self.__dict__["source"].__getitems__([int(r) for r in rows])
+
+  def where(self, row: int) -> str:
+    """Names the shard and the record of a row, for messages."""
+    shard = int(np.searchsorted(np.cumsum(self.lengths), row, side="right"))
+    return f"record {row - sum(self.lengths[:shard])} of {self.paths[shard]}"
+
+
+def shards(build: Any, split: str) -> Shards:
+  """Finds a split's shards.
+
+  Raises:
+    ValueError: not prepared, or no such split; says what to do.
+  """
+  if not is_prepared(build):
+    source = " --source=FOLDER" if needs_source(build) else ""
+    raise ValueError(
+      f"data set {build.name!r} is not in {build.data_dir}: run"
+      f" `python -m affjax.data.prepare {build.name}{source}` (its official files:"
+      f" tfds_builders/{build.name}/README.md), or name another place with --data_dir"
+    )
+  if split not in build.info.splits:
+    raise ValueError(
+      f"data set {build.name!r} has no split {split!r}; it has {', '.join(build.info.splits)}"
+    )
+  info = build.info.splits[split]
+  return Shards(tuple(str(p) for p in info.filepaths), tuple(info.shard_lengths))
+
+
+def metadata(build: Any) -> dict[str, Any]:
+  """What the builder says of its labels: `labels` (task -> names), `scoring` (task -> rules)."""
+  return json.loads((Path(build.data_dir) / "metadata.json").read_text())
+
+
+class Records:
+  """One split, read in terms of a model's labels.
+
+  Args:
+    shards: the split's files.
+    has: task -> names of the labels that the records hold.
+    wants: task -> names of the labels that batches hold. Names that the records lack come with
+      mask 0.
+    masks: further masks to take along: `expression_strict` and the like.
+    image_size: (height, width) in pixels; records of another size are resized with OpenCV.
+  """
+
+  def __init__(
+    self,
+    shards: Shards,
+    has: Mapping[str, Sequence[str]],
+    wants: Mapping[str, Sequence[str]],
+    masks: Sequence[str],
+    image_size: tuple[int, int],
+  ):
+    self.shards = shards
+    self.image_size = tuple(image_size)
+    self._sizes = {task: len(labels) for task, labels in wants.items()}
+    self._masks = tuple(masks)
+    self._remap = {task: remap(has[task], wants[task]) for task in wants if task in has}
+
+  def __len__(self) -> int:
+    return len(self.shards)
+
+  def batch(self, rows: np.ndarray) -> dict[str, Any]:
+    """Reads, parses and decodes one batch into fresh buffers.
+
+    Args:
+      rows: [batch] rows of the split; -1 is padding and comes with mask 0.
+
+    Returns:
+      `image` [batch, height, width, 3] uint8 RGB (grey images have three equal channels), `labels`
+      and `mask` (task -> float32; expression has one mask an image, va and au one a label), `index`
+      [batch] int32.
+    """
+    rows = np.asarray(rows)
+    size = len(rows)
+    out = {
+      "image": np.zeros((size, *self.image_size, 3), np.uint8),
+      "labels": {t: np.zeros((size, n), np.float32) for t, n in self._sizes.items()},
+      "mask": {
+        t: np.zeros((size,) if t == "expression" else (size, n), np.float32)
+        for t, n in self._sizes.items()
+      },
+      "index": rows.astype(np.int32),
+    }
+    out["mask"].update({name: np.zeros((size,), np.float32) for name in self._masks})
+    real = np.flatnonzero(rows >= 0)
+    for i, record in zip(real, self.shards.read(rows[real]), strict=True):
+      feature = tf_example_pb2.Example.FromString(record).features.feature
+      self._decode(feature["image"].bytes_list.value[0], out["image"][i], int(rows[i]))
+      for task, matrix in self._remap.items():
+        label = np.array(feature[f"labels/{task}"].float_list.value, np.float32)
+        mask = np.array(feature[f"mask/{task}"].float_list.value, np.float32)
+        if task == "expression":
+          label = label @ matrix
+          mass = label.sum()
+          out["labels"][task][i] = label / mass if mass > 0 else 0
+          out["mask"][task][i] = mask[0] * (mass > 0)
+        else:
+          out["labels"][task][i] = label @ matrix
+          out["mask"][task][i] = mask @ matrix
+      for name in self._masks:
+        out["mask"][name][i] = feature[f"mask/{name}"].float_list.value[0]
+    return out
+
+  def _decode(self, encoded: bytes, out: np.ndarray, row: int) -> None:
+    """Decodes into `out` [height, width, 3]; grey becomes RGB here."""
+    image = None
+    if encoded[:2] == b"\xff\xd8":
+      try:
+        image = simplejpeg.decode_jpeg(encoded, colorspace="RGB")
+      except ValueError:
+        pass  # simplejpeg is strict; OpenCV forgives what browsers do
+    if image is None:
+      image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+      if image is None:
+        raise ValueError(f"{self.shards.where(row)}: the image cannot be decoded")
+      image = image[..., ::-1]
+    if image.shape[:2] != out.shape[:2]:
+      shrinks = image.shape[0] > out.shape[0]
+      image = cv2.resize(
+        image, out.shape[1::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+      )
+    out[:] = image
+
+
+def records(
+  build: Any, split: str, wants: Mapping[str, Sequence[str]], image_size: int = 0
+) -> Records:
+  """Opens a split of a prepared data set.
+
+  Args:
+    build: from `builder`.
+    split: its name.
+    wants: task -> names of the labels that the model has.
+    image_size: pixels; 0: the size that the data set's features state.
+  """
+  found = shards(build, split)
+  described = metadata(build)
+  scoring = described.get("scoring", {}).get("expression", {})
+  masks = [f"expression_{rule}" for rule in scoring.get("rules", ())]
+  height, width = build.info.features["image"].shape[:2]
+  if image_size:
+    height = width = image_size
+  elif not height or not width:
+    raise ValueError(
+      f"data set {build.name!r} has images of several sizes: set config.data.image_size"
+    )
+  return Records(found, described["labels"], wants, masks, (height, width))
+
+
+def _walk(found: Shards, chunk: int = 1024) -> Iterator[tuple[bytes, dict[str, np.ndarray]]]:
+  """Yields the key and the labels and masks of every record, in order; images are not decoded."""
+  for start in range(0, len(found), chunk):
+    for record in found.read(range(start, min(start + chunk, len(found)))):
+      feature = tf_example_pb2.Example.FromString(record).features.feature
+      yield (
+        feature["key"].bytes_list.value[0],
+        {
+          name: np.array(feature[name].float_list.value, np.float32)
+          for name in sorted(feature)
+          if name.startswith(("labels/", "mask/"))
+        },
+      )
+
+
+def _summarise(found: Shards, has: Mapping[str, Sequence[str]], digest: Any) -> dict[str, Any]:
+  """Counts one split and feeds its keys and labels to the digest."""
+  keys: list[bytes] = []
+  values: dict[str, list[np.ndarray]] = {}
+  for key, arrays in _walk(found):
+    keys.append(key)
+    digest.update(key)
+    for name, array in arrays.items():
+      digest.update(name.encode() + array.tobytes())
+      values.setdefault(name, []).append(array)
+  table = {name: np.stack(column) for name, column in values.items()}
+  counts: dict[str, Any] = {"images": len(keys)}
+  for task in (t for t in TASKS if t in has):
+    label, mask = table[f"labels/{task}"], table[f"mask/{task}"]
+    counts[task] = {"labelled": dict(zip(has[task], mask.sum(0).tolist(), strict=False))}
+    if task == "expression":
+      counts[task] = {"labelled": mask.sum().item(), "votes": _tally(label, mask, has[task])}
+      hard = np.eye(label.shape[1])[label.argmax(1)]
+      for name in (n for n in table if n.startswith("mask/expression_")):
+        counts[task][name.removeprefix("mask/")] = _tally(hard, table[name], has[task])
+    elif task == "au":
+      counts[task]["positive"] = dict(zip(has[task], (label * mask).sum(0).tolist(), strict=True))
+  return counts
+
+
+def _tally(label: np.ndarray, mask: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
+  return dict(zip(classes, (label * mask.reshape(-1, 1)).sum(0).round(1).tolist(), strict=True))
+
+
+def summary(build: Any) -> dict[str, Any]:
+  """Counts and fingerprint of a prepared data set; made once and kept beside it.
+
+  Returns:
+    `fingerprint`: hash over name, version, config, split sizes, keys and labels (never over shard
+    bytes: they differ between builds of equal content); `splits`: split -> counts.
+  """
+  path = Path(build.data_dir) / SUMMARY
+  if path.is_file():
+    return json.loads(path.read_text())
+  config = build.builder_config.name if build.builder_config else ""
+  digest = hashlib.sha256(f"{build.name}/{build.version}/{config}".encode())
+  splits = {}
+  for split in sorted(build.info.splits):
+    found = shards(build, split)
+    digest.update(f"/{split}:{len(found)}/".encode())
+    splits[split] = _summarise(found, metadata(build)["labels"], digest)
+  result = {"fingerprint": digest.hexdigest(), "splits": splits}
+  try:
+    partial = path.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(result, indent=1))
+    partial.rename(path)
+  except PermissionError:
+    pass  # a shared read-only place: counted anew each time
+  return result
