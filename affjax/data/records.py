@@ -204,49 +204,71 @@ class Records:
     return out
 
   def _decode(self, encoded: bytes, out: np.ndarray, row: int) -> None:
-    """Decodes into `out` [height, width, 3]; grey becomes RGB here."""
-    image = None
-    if encoded[:2] == b"\xff\xd8":
-      try:
-        image = simplejpeg.decode_jpeg(encoded, colorspace="RGB")
-      except ValueError:
-        pass  # simplejpeg is strict; OpenCV forgives what browsers do
+    image = decode(encoded)
     if image is None:
-      image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
-      if image is None:
-        raise ValueError(f"{self.shards.where(row)}: the image cannot be decoded")
-      image = image[..., ::-1]
-    if image.shape[:2] != out.shape[:2]:
-      shrinks = image.shape[0] > out.shape[0]
-      image = cv2.resize(
-        image, out.shape[1::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-      )
-    out[:] = image
+      raise ValueError(f"{self.shards.where(row)}: the image cannot be decoded")
+    out[:] = fit(image, self.image_size)
 
 
-def records(
-  build: Any, split: str, wants: Mapping[str, Sequence[str]], image_size: int = 0
-) -> Records:
+def decode(encoded: bytes) -> np.ndarray | None:
+  """Encoded bytes -> [height, width, 3] uint8 RGB, grey with three equal channels; None: broken."""
+  if encoded[:2] == b"\xff\xd8":
+    try:
+      return simplejpeg.decode_jpeg(encoded, colorspace="RGB")
+    except ValueError:
+      pass  # simplejpeg is strict; OpenCV forgives what browsers do
+  image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+  return None if image is None else image[..., ::-1]
+
+
+def read_image(path: str | os.PathLike[str]) -> np.ndarray:
+  """File -> [height, width, 3] uint8 RGB; ValueError names a file that is not an image."""
+  image = decode(Path(path).read_bytes())
+  if image is None:
+    raise ValueError(f"{path}: the image cannot be decoded")
+  return image
+
+
+def fit(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  """Makes an image a batch's: grey to RGB, and resized where it is of another size.
+
+  Args:
+    image: [height, width, 3] or [height, width] (grey) uint8.
+    size: (height, width) in pixels.
+
+  Raises:
+    ValueError: another shape or dtype.
+  """
+  image = np.asarray(image)
+  if image.ndim == 2:
+    image = np.repeat(image[..., None], 3, -1)
+  if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8:
+    raise ValueError(
+      f"image of shape {image.shape} and dtype {image.dtype}: expected [height, width, 3] uint8 RGB"
+    )
+  if image.shape[:2] == size:
+    return image
+  # Averaging where it shrinks: interpolation alone would alias.
+  shrinks = image.shape[0] > size[0]
+  return cv2.resize(
+    image, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+  )
+
+
+def records(build: Any, split: str, wants: Mapping[str, Sequence[str]], image_size: int) -> Records:
   """Opens a split of a prepared data set.
 
   Args:
     build: from `builder`.
     split: its name.
     wants: task -> names of the labels that the model has.
-    image_size: pixels; 0: the size that the data set's features state.
+    image_size: height and width of the batches' images, pixels.
   """
   found = shards(build, split)
   described = metadata(build)
   scoring = described.get("scoring", {}).get("expression", {})
   masks = [f"expression_{rule}" for rule in scoring.get("rules", ())]
-  height, width = build.info.features["image"].shape[:2]
-  if image_size:
-    height = width = image_size
-  elif not height or not width:
-    raise ValueError(
-      f"data set {build.name!r} has images of several sizes: set config.data.image_size"
-    )
-  return Records(found, described["labels"], wants, masks, (height, width))
+  return Records(found, described["labels"], wants, masks, (image_size, image_size))
 
 
 def _walk(found: Shards, chunk: int = 1024) -> Iterator[tuple[bytes, dict[str, np.ndarray]]]:

@@ -1,0 +1,103 @@
+"""Turns a section of a config into the object that it describes."""
+
+import functools
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+
+def build(section: Mapping[str, Any], package: str, **extra: Any) -> Any:
+  """Calls what `section["name"]` points at with the rest of the section as its arguments.
+
+  Args:
+    section: `name`, such as "vit.ViT" (a module of `package`, then an attribute of it), and the
+      arguments of the call under their own names.
+    package: where the module is, for example "affjax.models".
+    **extra: arguments that a config does not hold, such as `rngs` or a size known to the caller.
+
+  Returns:
+    What the call returns: an instance where the name is a class's.
+
+  Raises:
+    ValueError: the name leads nowhere, or the arguments are not the ones that the call takes.
+      An import that fails inside an existing module raises what it raised.
+  """
+  name, target, arguments = _read(section, package)
+  _check_arguments(name, target, arguments, extra)
+  return target(**arguments, **extra)
+
+
+def bind(section: Mapping[str, Any], package: str, given: int) -> Callable[..., Any]:
+  """As `build`, for a function that is called later with its first `given` arguments."""
+  name, target, arguments = _read(section, package)
+  later = [parameter.name for parameter in _parameters(target)[:given]]
+  _check_arguments(name, target, arguments, dict.fromkeys(later))
+  return functools.partial(target, **arguments)
+
+
+def _read(section: Mapping[str, Any], package: str) -> tuple[str, Any, dict[str, Any]]:
+  arguments = dict(section)
+  name = arguments.pop("name", None)
+  if not isinstance(name, str) or "." not in name.strip("."):
+    raise ValueError(f"name {name!r}: a section of {package} needs name='module.Attribute'")
+  return name, _resolve(name, package), arguments
+
+
+def _resolve(name: str, package: str) -> Any:
+  module_name, _, attribute = name.rpartition(".")
+  path = f"{package}.{module_name}"
+  try:
+    module = importlib.import_module(path)
+  except ModuleNotFoundError as error:
+    # Only the absence of `path` itself (or of a package on the way to it) is a mistake in the
+    # name; a dependency missing inside the module must be seen as what it is.
+    if error.name is None or not f"{path}.".startswith(f"{error.name}."):
+      raise
+    raise ValueError(
+      f"{name!r}: {package} has no module {module_name!r}; it has {_modules(package)}"
+    ) from error
+  target = getattr(module, attribute, None)
+  if not callable(target):
+    raise ValueError(f"{name!r}: {path} has no {attribute!r}; it has {_callables(module)}")
+  return target
+
+
+def _check_arguments(
+  name: str, target: Any, arguments: Mapping[str, Any], extra: Mapping[str, Any]
+) -> None:
+  twice = sorted(set(arguments) & set(extra))
+  if twice:
+    raise ValueError(f"{name} is given {twice} by the code already; remove it from the section")
+  parameters = _parameters(target)
+  allowed = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+  for_config = [argument for argument in allowed if argument not in extra]
+  unknown = sorted((set(arguments) | set(extra)) - set(allowed))
+  if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters):
+    raise ValueError(f"{name} takes no {unknown}; it takes {for_config}")
+  required = [p.name for p in parameters if p.default is p.empty and p.name in allowed]
+  missing = [argument for argument in required if argument not in {**arguments, **extra}]
+  if missing:
+    raise ValueError(f"{name} also needs {missing}; it takes {for_config}")
+
+
+def _parameters(target: Any) -> list[inspect.Parameter]:
+  if not inspect.isclass(target):
+    return list(inspect.signature(target).parameters.values())
+  # The metaclass of nnx.Module hides the signature of the class, so ask the constructor itself.
+  return list(inspect.signature(target.__init__).parameters.values())[1:]
+
+
+def _modules(package: str) -> list[str]:
+  try:
+    paths = importlib.import_module(package).__path__
+  except (ModuleNotFoundError, AttributeError):
+    return []
+  return sorted(module.name for module in pkgutil.iter_modules(paths))
+
+
+def _callables(module: ModuleType) -> list[str]:
+  own = lambda value: callable(value) and getattr(value, "__module__", None) == module.__name__
+  return sorted(k for k, value in vars(module).items() if own(value) and not k.startswith("_"))

@@ -1,0 +1,177 @@
+"""A split -> scores, with the floor that no system should fall below."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from affjax import metrics, sharding
+from affjax.data import pipeline
+from affjax.data.records import Records
+
+Scores = dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+  """What is scored on a data set.
+
+  Attributes:
+    labels: task -> names of the model's outputs.
+    rules: names of the rules under which an image has a hard expression; () where every labelled
+      image has one.
+    classes: names of the expressions that are scored; () = all of the model's.
+  """
+
+  labels: Mapping[str, Sequence[str]]
+  rules: tuple[str, ...] = ()
+  classes: tuple[str, ...] = ()
+
+  @classmethod
+  def of(cls, labels: Mapping[str, Sequence[str]], described: Mapping[str, Any]) -> "Scoring":
+    """From a model's labels and a data set's metadata."""
+    expression = described.get("scoring", {}).get("expression", {})
+    known = labels.get("expression", ())
+    classes = tuple(c for c in expression.get("classes", ()) if c in known)
+    return cls(dict(labels), tuple(expression.get("rules", ())), classes)
+
+  @property
+  def scored_classes(self) -> tuple[str, ...]:
+    """Names of the expressions in the order in which they are scored."""
+    return self.classes or tuple(self.labels["expression"])
+
+  @property
+  def _hard(self) -> list[str]:
+    """Names of the masks of images with a hard label."""
+    return [f"expression_{rule}" for rule in self.rules] or ["expression"]
+
+  def states(self, outputs: Mapping[str, jax.Array], batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics' states of one global batch; pure, for `jax.jit`."""
+    labels, mask = batch["labels"], batch["mask"]
+    states: dict[str, Any] = {}
+    if "va" in outputs:
+      states["va"] = metrics.CCC.from_model_output(outputs["va"], labels["va"], mask["va"])
+    if "au" in outputs:
+      states["au"] = metrics.BinaryCounts.from_model_output(outputs["au"], labels["au"], mask["au"])
+    if "expression" in outputs:
+      known = list(self.labels["expression"])
+      args = (outputs["expression"], labels["expression"])
+      states["expression_votes"] = metrics.CrossEntropy.from_model_output(*args, mask["expression"])
+      for name in self._hard:
+        states[name] = metrics.Confusion.from_model_output(
+          *args, mask[name], classes=[known.index(c) for c in self.scored_classes]
+        )
+    return states
+
+  def scores(self, states: Mapping[str, Any], floor: bool = False) -> Scores:
+    """Scores (or their floors) of merged host states; tasks without labels are left out.
+
+    Names: `va/ccc`, `va/ccc/valence`, `expression/f1`, `expression/accuracy`,
+    `expression/f1/anger`, `expression/cross_entropy`, `au/f1`, `au/f1/AU1`, `p_mtl`; where hard
+    labels follow a rule its name comes second: `expression/strict/f1`.
+    """
+    of = (lambda m: m.floor()) if floor else (lambda m: m.compute())
+    out: Scores = {}
+    if "va" in states and np.asarray(states["va"].count).sum():
+      ccc = np.broadcast_to(of(states["va"]), len(self.labels["va"]))
+      out["va/ccc"] = ccc.mean()
+      out |= {f"va/ccc/{n}": v for n, v in zip(self.labels["va"], ccc, strict=True)}
+    for name in self._hard:  # in this order: jax sorts the keys of dicts
+      if name in states and states[name].counts.sum():
+        out |= self._expression(name.replace("_", "/"), of(states[name]))
+    votes = states.get("expression_votes")
+    if votes is not None and votes.count:
+      out["expression/cross_entropy"] = of(votes)
+    if "au" in states and sum(np.sum(x) for x in jax.tree.leaves(states["au"])):
+      unit = of(states["au"])
+      out["au/f1"] = unit["f1"]
+      if "f1_per_unit" in unit:
+        pairs = zip(self.labels["au"], unit["f1_per_unit"], strict=True)
+        out |= {f"au/f1/{n}": v for n, v in pairs}
+    if {"va/ccc", "expression/f1", "au/f1"} <= set(out):
+      out["p_mtl"] = out["va/ccc"] + out["expression/f1"] + out["au/f1"]
+    return {name: float(value) for name, value in out.items()}
+
+  def _expression(self, name: str, score: Mapping[str, Any]) -> Scores:
+    out = {f"{name}/f1": score["f1"], f"{name}/accuracy": score["accuracy"]}
+    if "f1_per_class" in score:
+      pairs = zip(self.scored_classes, score["f1_per_class"], strict=True)
+      out |= {f"{name}/f1/{n}": v for n, v in pairs}
+    return out
+
+
+class Evaluator:
+  """Scores one split, batch by batch, any number of times.
+
+  Args:
+    predict: (params, model_state, images) -> outputs.
+    records: the split.
+    scoring: what is scored.
+    mesh: devices.
+    batch_size: of the global batch; the last one is padded with masked rows, so every size gives
+      the same scores.
+    name: shown while it runs.
+  """
+
+  def __init__(
+    self,
+    predict: Callable[[Any, Any, jax.Array], dict[str, Any]],
+    records: Records,
+    scoring: Scoring,
+    mesh: Mesh,
+    *,
+    batch_size: int,
+    name: str,
+    threads: int = 2,
+  ):
+    sharding.check_batch(batch_size, mesh, "config.evaluate.batch_size")
+    self.name = name
+    self._scoring = scoring
+    self._mesh = mesh
+    rows = pipeline.sequence(len(records), batch_size)
+    self._count = len(rows)
+    self._batches: grain.IterDataset = pipeline.batches(
+      records,
+      rows,
+      process=jax.process_index(),
+      processes=jax.process_count(),
+      threads=threads,
+    )
+    score = lambda params, model_state, batch: scoring.states(
+      predict(params, model_state, batch["image"]), batch
+    )
+    self._step = jax.jit(score, out_shardings=sharding.replicated(mesh))
+
+  def __call__(
+    self, params: Any, model_state: Any, progress: bool = False
+  ) -> tuple[Scores, Scores]:
+    """Returns the scores and their floors."""
+    merged: dict[str, Any] = {}
+    bar = tqdm(
+      self._batches, self.name, self._count, leave=False, disable=None if progress else True
+    )
+    for batch in bar:
+      states = self._step(params, model_state, sharding.global_batch(batch, self._mesh))
+      for name, state in metrics.to_host(states).items():
+        merged[name] = merged[name].merge(state) if name in merged else state
+    return self._scoring.scores(merged), self._scoring.scores(merged, floor=True)
+
+
+def table(scores: Scores, floors: Scores, title: str) -> str:
+  """The scores as text, each with its trivial floor: the best constant answer on the same labels."""
+  main = [n for n in scores if n.count("/") < 2 or n in floors]
+  width = max(map(len, main), default=0)
+  lines = [title, f"  {'':{width}}   score   floor"]
+  for name in main:
+    floor = f"{floors[name]:7.3f}" if name in floors else "      -"
+    lines.append(f"  {name:{width}} {scores[name]:7.3f} {floor}")
+  for prefix in dict.fromkeys(n.rpartition("/")[0] for n in scores if n not in main):
+    parts = [n for n in scores if n.rpartition("/")[0] == prefix and n not in main]
+    each = "  ".join(f"{n.rpartition('/')[2]} {scores[n]:.2f}" for n in parts)
+    lines.append(f"  {prefix}: {each}")
+  return "\n".join(lines)

@@ -1,0 +1,149 @@
+"""Trains, evaluates or checks a config: `python -m affjax.main --config=configs/vit_mtl.py`.
+
+Every leaf of a config can be set from the shell (`--config.optimizer.learning_rate=3e-4`), and its
+arguments after a colon (`--config=configs/vit_mtl.py:data=ferplus,variant=S/16`). The same command
+again continues the run to the bit.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "File of the config, e.g. configs/vit_mtl.py"
+)
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Folder of the run; default runs/<config name and its arguments>."
+)
+_MODE = flags.DEFINE_enum(
+  "mode",
+  "train",
+  ["train", "evaluate", "check"],
+  "train: train, then score. evaluate: score a checkpoint of --workdir. check: resolve the config,"
+  " open the data, say what the run would be, and stop.",
+)
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where prepared data lives; default: TFDS's.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "To evaluate: best, latest or a step.")
+_WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "To evaluate: averaged or not.")
+_DATA = flags.DEFINE_string("data", None, "To evaluate on another data set: NAME or NAME/CONFIG.")
+_SPLITS = flags.DEFINE_list("splits", [], "To evaluate: which splits; default the run's own.")
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator",
+  None,
+  "host:port of process 0, or `auto` where the cluster is one that JAX recognises (Slurm, Open MPI,"
+  " Kubernetes, TPU pods).",
+)
+_PROCESSES = flags.DEFINE_integer("processes", None, "With --coordinator=host:port: how many.")
+_PROCESS = flags.DEFINE_integer("process", None, "With --coordinator=host:port: which one this is.")
+
+
+def default_workdir(config_file: str) -> Path:
+  """configs/vit_mtl.py:data=ferplus,variant=S/16 -> runs/vit_mtl-data=ferplus,variant=S-16."""
+  file, _, arguments = config_file.partition(":")
+  name = Path(file).stem + (f"-{arguments}" if arguments else "")
+  return Path("runs") / re.sub(r"[^\w=,.+-]", "-", name)
+
+
+def _join_cluster() -> None:
+  import jax
+
+  if _COORDINATOR.value is None:
+    return
+  if jax.config.jax_platforms == "cpu":
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  if _COORDINATOR.value == "auto":
+    jax.distributed.initialize()
+  else:
+    jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+
+
+def _config() -> dict[str, Any]:
+  """The config as plain JSON types, so that what is compared on resume is what was saved."""
+  return json.loads(_CONFIG.value.to_json_best_effort())
+
+
+def _run() -> None:
+  # Imported here: a mistyped flag is answered at once.
+  from affjax import procedures, sharding, train, workdir
+
+  where = _WORKDIR.value and Path(_WORKDIR.value)
+  if _MODE.value == "evaluate" and where and not _CONFIG.value:
+    config = workdir.read_config(where)
+  elif _CONFIG.value is None:
+    raise ValueError("--config is missing, e.g. --config=configs/vit_mtl.py")
+  else:
+    config = _config()
+  where = where or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"]))
+  _join_cluster()
+  if _MODE.value == "train":
+    train.run(config, where, _DATA_DIR.value)
+    return
+  mesh = sharding.make_mesh(**config["mesh"])
+  procedure = procedures.from_config(config)
+  if _MODE.value == "check":
+    from clu import parameter_overview
+
+    data = train.Data(config, _DATA_DIR.value)
+    shapes = train.abstract_state(procedure, mesh).params["model"]
+    print(parameter_overview.get_parameter_overview(shapes, include_stats=False))
+    print(train.describe(config, data, procedure, mesh))
+    return
+  if _DATA.value:
+    name, _, builder_config = _DATA.value.partition("/")
+    report = _SPLITS.value or ["validation"]
+    config["data"] |= {
+      "name": name, "config": builder_config, "train": report[0], "select": report[0],
+      "report": report[1:],
+    }  # fmt: skip
+  data = train.Data(config, _DATA_DIR.value)
+  train.score(
+    config,
+    where,
+    data,
+    procedure,
+    mesh,
+    splits=tuple(_SPLITS.value),
+    which=_CHECKPOINT.value,
+    weights=_WEIGHTS.value,
+    output=None,
+  )
+
+
+def _main(argv: Sequence[str]) -> None:
+  if len(argv) > 1:
+    raise ValueError(f"unexpected argument {argv[1]!r}: flags are written --name=value")
+  logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant to be so
+  _run()
+
+
+def _one_line(error: BaseException) -> str:
+  return " ".join(str(error).split())
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+  """Parses flags; what is wrong with them is said in one line."""
+  try:
+    return flags.FLAGS(list(argv))
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as e:
+    sys.exit(f"error: {_one_line(e)}")
+
+
+def cli() -> None:
+  """The command line: errors that the user can mend are one line, all others a traceback."""
+  if any(a in ("--help", "-h", "--helpfull", "--helpshort") for a in sys.argv):
+    print(f"{__doc__}\n{flags.FLAGS.module_help(sys.modules[__name__])}")
+    return
+  try:
+    app.run(_main, flags_parser=_parse)
+  except ValueError as e:
+    sys.exit(f"error: {_one_line(e)}")
+
+
+if __name__ == "__main__":
+  cli()

@@ -1,0 +1,195 @@
+"""Vision transformer: an image to a sequence of tokens, one for each patch."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from affjax.models import layers
+
+# Width, depth, heads. Ti, S and B are DeiT's (Touvron et al., 2021, arXiv:2012.12877); mu is ours,
+# about half a million parameters: enough for 48 to 64 pixels, and minutes of training on a CPU.
+_SIZES = {"mu": (96, 4, 3), "Ti": (192, 12, 3), "S": (384, 12, 6), "B": (768, 12, 12)}
+_PATCHES = (4, 6, 8, 12, 16)
+
+
+class ViT(nnx.Module):
+  """Vision transformer (Dosovitskiy et al., 2021, arXiv:2010.11929), without a class token.
+
+  Differs from the paper in that it gives all tokens and pools none (decoders do), starts from
+  learned positions for one image size, and takes GELU in its tanh approximation.
+
+  Attributes:
+    width: channels of the tokens that come out.
+    num_tokens: how many there are.
+  """
+
+  def __init__(
+    self,
+    *,
+    image_size: int,
+    variant: str = "mu/16",
+    stem: str = "patch",
+    width: int | None = None,
+    depth: int | None = None,
+    num_heads: int | None = None,
+    dropout_rate: float = 0.0,
+    drop_path_rate: float = 0.0,
+    dtype: str | jnp.dtype = "float32",
+    rngs: nnx.Rngs,
+  ) -> None:
+    """Builds the encoder.
+
+    Args:
+      image_size: height and width of the images in pixels; a multiple of the patch size.
+      variant: "mu", "Ti", "S" or "B", then "/" and the patch size in pixels, as in "S/16".
+      stem: "patch" (one dense layer per patch) or "conv" (`ConvStem`).
+      width: channels; None = the variant's, as are the next two.
+      depth: number of blocks.
+      num_heads: attention heads; must divide `width`.
+      dropout_rate: see `layers.Block`; also after adding the positions.
+      drop_path_rate: that of the last block; it grows from 0 at the first in even steps.
+      dtype: dtype of the activations; parameters are float32.
+      rngs: source of the parameters' keys.
+
+    Raises:
+      ValueError: a variant or stem that does not exist, or sizes that do not divide.
+    """
+    sizes, self.patch_size = _parse(variant)
+    given = (width, depth, num_heads)
+    width, depth, num_heads = (s if g is None else g for g, s in zip(given, sizes, strict=True))
+    if image_size % self.patch_size:
+      nearest = max(round(image_size / self.patch_size), 1) * self.patch_size
+      raise ValueError(
+        f"image_size {image_size} is not a multiple of the patch size {self.patch_size} of variant"
+        f" {variant!r}: use image_size {nearest} or another of the patch sizes {_PATCHES}"
+      )
+    dtype = jnp.dtype(dtype)
+    self.image_size, self.width = image_size, width
+    self.num_tokens = (image_size // self.patch_size) ** 2
+    self.stem = _build_stem(stem, self.patch_size, width, dtype, rngs)
+    position_init = nnx.initializers.normal(0.02)
+    self.positions = nnx.Param(position_init(rngs.params(), (1, self.num_tokens, width)))
+    self.dropout = nnx.Dropout(dropout_rate)
+    self.blocks = nnx.List(
+      layers.Block(
+        width,
+        num_heads,
+        dropout_rate=dropout_rate,
+        drop_path_rate=drop_path_rate * index / max(depth - 1, 1),
+        dtype=dtype,
+        rngs=rngs,
+      )
+      for index in range(depth)
+    )
+    self.norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
+
+  def __call__(
+    self,
+    images: jax.Array,
+    *,
+    train: bool = False,
+    rngs: nnx.Rngs | None = None,
+    attention: bool = False,
+  ) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """Encodes images.
+
+    Args:
+      images: [batch, height, width, 3] floats in [-1, 1].
+      train: whether dropout and drop path are on.
+      rngs: holds a "dropout" stream while training with a rate above 0.
+      attention: whether to give the maps too.
+
+    Returns:
+      [batch, num_tokens, width] tokens in rows from the top left, after a last layer norm; with
+      `attention` also the maps [depth, batch, heads, num_tokens, num_tokens].
+
+    Raises:
+      ValueError: images of another size or type than the model was built for.
+    """
+    self._check(images)
+    x = self.stem(images)
+    x = x + self.positions[...].astype(x.dtype)
+    x = self.dropout(x, deterministic=not train, rngs=rngs)
+    maps = []
+    for block in self.blocks:
+      x, block_maps = block(x, train=train, rngs=rngs, attention=attention)
+      maps.append(block_maps)
+    x = self.norm(x)
+    return (x, jnp.stack(maps)) if attention else x
+
+  def _check(self, images: jax.Array) -> None:
+    expected = (self.image_size, self.image_size, 3)
+    if images.shape[1:] != expected:
+      raise ValueError(
+        f"images of shape {images.shape} but the model was built for [batch, *{expected}]: resize"
+        " them, or build it with their image_size"
+      )
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+      raise ValueError(f"images of dtype {images.dtype}: scale them to floats in [-1, 1]")
+
+
+class PatchStem(nnx.Module):
+  """Maps every patch to a token with one dense layer: a strided convolution as a product."""
+
+  def __init__(self, patch_size: int, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+    """Builds the stem."""
+    self.patch_size = patch_size
+    self.dense = nnx.Linear(3 * patch_size**2, width, dtype=dtype, rngs=rngs)
+
+  def __call__(self, images: jax.Array) -> jax.Array:
+    """Maps [batch, height, width, 3] images to [batch, patches, width] tokens."""
+    p, (batch, height, width, channels) = self.patch_size, images.shape
+    x = images.reshape(batch, height // p, p, width // p, p, channels).swapaxes(2, 3)
+    return self.dense(x.reshape(batch, -1, channels * p**2))
+
+
+class ConvStem(nnx.Module):
+  """Stride-2 3x3 convolutions down to the patch size, then a 1x1 to the width.
+
+  After Xiao et al. (2021, arXiv:2106.14881), who find that it makes a ViT easier to optimise.
+  Differs in that it normalises over the whole of one image (GroupNorm with one group) instead of
+  over the batch, doubles the channels up to exactly the width whatever the patch size, and leaves
+  the number of blocks as it is, where they take one away.
+  """
+
+  def __init__(self, patch_size: int, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+    """Builds the stem; `patch_size` must be a power of two."""
+    num_layers = patch_size.bit_length() - 1
+    if patch_size != 2**num_layers:
+      raise ValueError(f"stem 'conv' needs a patch size of 4, 8 or 16, not {patch_size}")
+    channels = [3, *(max(width >> (num_layers - 1 - index), 8) for index in range(num_layers))]
+    self.convolutions = nnx.List(
+      nnx.Conv(inner, outer, (3, 3), strides=2, use_bias=False, dtype=dtype, rngs=rngs)
+      for inner, outer in zip(channels[:-1], channels[1:], strict=True)
+    )
+    self.norms = nnx.List(
+      nnx.GroupNorm(outer, num_groups=1, dtype=dtype, rngs=rngs) for outer in channels[1:]
+    )
+    self.dense = nnx.Linear(channels[-1], width, dtype=dtype, rngs=rngs)
+
+  def __call__(self, images: jax.Array) -> jax.Array:
+    """Maps [batch, height, width, 3] images to [batch, patches, width] tokens."""
+    x = images
+    for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+      x = nnx.relu(norm(convolution(x)))
+    return self.dense(x.reshape(x.shape[0], -1, x.shape[-1]))
+
+
+_STEMS = {"patch": PatchStem, "conv": ConvStem}
+
+
+def _build_stem(
+  stem: str, patch_size: int, width: int, dtype: jnp.dtype, rngs: nnx.Rngs
+) -> PatchStem | ConvStem:
+  if stem not in _STEMS:
+    raise ValueError(f"stem {stem!r}: use one of {list(_STEMS)}")
+  return _STEMS[stem](patch_size, width, dtype=dtype, rngs=rngs)
+
+
+def _parse(variant: str) -> tuple[tuple[int, int, int], int]:
+  size, _, patch = variant.partition("/")
+  if size not in _SIZES or patch not in map(str, _PATCHES):
+    raise ValueError(
+      f"variant {variant!r}: use one of {list(_SIZES)}, '/', and one of the patch sizes {_PATCHES}"
+    )
+  return _SIZES[size], int(patch)

@@ -1,0 +1,120 @@
+"""A trained run, used: images -> named outputs."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from affjax import checkpoints, procedures, sharding, train, workdir
+from affjax.data.records import fit, read_image
+
+BUCKET = 64  # images a call; the last is padded, so nothing is compiled twice
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+  """Outputs for a number of images, by name.
+
+  Attributes:
+    va: "valence", "arousal" -> [images] in [-1, 1].
+    expression: [images] name of the most probable expression.
+    expression_probability: expression -> [images] in [0, 1], summing to 1 over expressions.
+    au_probability: unit -> [images] in [0, 1].
+  """
+
+  va: dict[str, np.ndarray]
+  expression: np.ndarray
+  expression_probability: dict[str, np.ndarray]
+  au_probability: dict[str, np.ndarray]
+
+  def __len__(self) -> int:
+    return len(self.expression)
+
+  def rows(self) -> list[dict[str, Any]]:
+    """One flat dict an image, for a table."""
+    columns = self.va | {"expression": self.expression}
+    columns |= {f"p({name})": v for name, v in self.expression_probability.items()}
+    columns |= self.au_probability
+    return [{name: v[i].item() if v[i].ndim == 0 else v[i] for name, v in columns.items()}
+            for i in range(len(self))]  # fmt: skip
+
+
+class Predictor:
+  """A model with its weights.
+
+  Attributes:
+    config: of the run, plain nested dict.
+    step: the checkpoint's.
+  """
+
+  def __init__(self, where: str | Path, checkpoint: str = "best"):
+    """Loads the moving average of a run's checkpoint.
+
+    Args:
+      where: the run's folder.
+      checkpoint: "best" by the run's metric, "latest", or a step.
+
+    Raises:
+      ValueError: no run, or no such checkpoint, there.
+    """
+    where = Path(where)
+    self.config = workdir.read_config(where)
+    self._labels = self.config["labels"]
+    self._image_size = self.config["data"]["image_size"]
+    procedure = procedures.from_config(self.config)
+    root = where / workdir.CHECKPOINTS
+    self.step = train.pick_step(root, checkpoint)
+    saved = checkpoints.Checkpoints(root, read_only=True)
+    restored, _ = saved.restore(self.step, train.abstract_state(procedure, sharding.make_mesh()))
+    saved.close()
+    self._params, self._model_state = restored.averaged, restored.model_state
+    self._predict = jax.jit(procedure.predict)
+
+  def outputs(
+    self, images: np.ndarray | Sequence[np.ndarray | str | Path]
+  ) -> dict[str, np.ndarray]:
+    """The model's raw outputs: task -> [images, size]; `va` values, the others logits."""
+    size = (self._image_size, self._image_size)
+    pixels = [fit(read_image(i) if isinstance(i, str | Path) else i, size) for i in images]
+    if not pixels:
+      raise ValueError("no images given")
+    parts = []
+    for start in range(0, len(pixels), BUCKET):
+      chunk = np.stack(pixels[start : start + BUCKET])
+      padded = np.zeros((BUCKET, *chunk.shape[1:]), np.uint8)
+      padded[: len(chunk)] = chunk
+      out = jax.device_get(self._predict(self._params, self._model_state, padded))
+      parts.append({task: value[: len(chunk)] for task, value in out.items()})
+    return {task: np.concatenate([part[task] for part in parts]) for task in parts[0]}
+
+  def predict(self, images: np.ndarray | Sequence[np.ndarray | str | Path]) -> Prediction:
+    """Predicts faces that are cropped and aligned as the run's training images are.
+
+    Args:
+      images: [images, height, width, 3] uint8 RGB, or a sequence of such arrays ([height, width] is
+        taken as grey) or of paths; sizes may differ and are resized to the run's.
+    """
+    out = self.outputs(images)
+    empty: Mapping[str, Sequence[str]] = {"va": (), "expression": (), "au": ()}
+    labels = {**empty, **self._labels}
+    columns = lambda task, values: dict(zip(labels[task], values.T, strict=True))
+    none = np.zeros((len(next(iter(out.values()))), 0), np.float32)
+    logits = out.get("expression", none)
+    exps = np.exp(logits - logits.max(-1, keepdims=True, initial=-np.inf)) if logits.size else none
+    probability = exps / exps.sum(-1, keepdims=True) if logits.size else none
+    best = probability.argmax(-1) if logits.size else np.zeros(len(none), int)
+    names = np.array([*labels["expression"], ""])
+    return Prediction(
+      va=columns("va", out.get("va", none)),
+      expression=names[best] if logits.size else names[np.full(len(none), -1)],
+      expression_probability=columns("expression", probability),
+      au_probability=columns("au", 1 / (1 + np.exp(-out["au"])) if "au" in out else none),
+    )
+
+
+def load(where: str | Path, checkpoint: str = "best") -> Predictor:
+  """See `Predictor`."""
+  return Predictor(where, checkpoint)

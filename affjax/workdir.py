@@ -1,0 +1,94 @@
+"""What a run leaves in its folder, and when a folder may be used again."""
+
+import importlib.metadata
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+CONFIG = "config.json"
+STARTS = "starts.jsonl"
+CHECKPOINTS = "checkpoints"
+
+# Fields that may change between starts of one run: they do not change a single bit of it.
+FREE = re.compile(
+  r"log_every|evaluate\.every|checkpoint\.every|data\.(workers|threads|placement)|mesh\.\w+"
+)
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "affjax")
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """{"a": {"b": 1}} -> {"a.b": 1}."""
+  flat: dict[str, Any] = {}
+  for key, value in tree.items():
+    if isinstance(value, Mapping):
+      flat |= flatten(value, f"{prefix}{key}.")
+    else:
+      flat[prefix + key] = value
+  return flat
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+  """Says in which fields two configs differ, other than those that may change on resume."""
+  old, new = flatten(old), flatten(new)
+  return [
+    f"{name} was {old.get(name, 'absent')!r}, is {new.get(name, 'absent')!r}"
+    for name in sorted(set(old) | set(new))
+    if old.get(name) != new.get(name) and not FREE.fullmatch(name)
+  ]
+
+
+def read_config(workdir: Path) -> dict[str, Any]:
+  """The config of the run in `workdir`.
+
+  Raises:
+    ValueError: there is none.
+  """
+  path = workdir / CONFIG
+  if not path.is_file():
+    raise ValueError(f"{workdir} holds no run ({CONFIG} is missing): check --workdir")
+  return json.loads(path.read_text())
+
+
+def check(workdir: Path, config: Mapping[str, Any]) -> None:
+  """Raises ValueError if the folder holds a run with another config."""
+  if (workdir / CONFIG).is_file() and (found := differences(read_config(workdir), config)):
+    raise ValueError(
+      f"{workdir} holds a run with another config ({'; '.join(found)}): use another --workdir, or"
+      " the same config to continue it"
+    )
+
+
+def record(workdir: Path, config: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+  """Writes the config (once) and who started what when, with which code (every start)."""
+  workdir.mkdir(parents=True, exist_ok=True)
+  if not (workdir / CONFIG).is_file():
+    partial = workdir / f".{CONFIG}"
+    partial.write_text(json.dumps(config, indent=1))
+    partial.rename(workdir / CONFIG)
+  start = {
+    "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    "command": [sys.executable, *sys.orig_argv[1:]],
+    "git": _git(),
+    "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+    "python": sys.version.split()[0],
+    **facts,
+  }
+  with (workdir / STARTS).open("a") as f:
+    f.write(json.dumps(start) + "\n")
+
+
+def _git() -> str | None:
+  """The commit of the code, with "+" if it has uncommitted changes; None outside a checkout."""
+  here = Path(__file__).parent
+  try:
+    run = lambda *args: subprocess.run(
+      ["git", *args], cwd=here, capture_output=True, text=True, check=True, timeout=10
+    ).stdout.strip()
+    return run("rev-parse", "HEAD") + ("+" if run("status", "--porcelain") else "")
+  except (OSError, subprocess.SubprocessError):
+    return None

@@ -1,0 +1,61 @@
+"""What configs share. Nothing of affjax is imported here, so a config can be read anywhere."""
+
+import difflib
+from typing import Any
+
+import ml_collections
+
+
+def parse(argument: str, **defaults: Any) -> dict[str, Any]:
+  """Parses what stands after the colon of `--config=FILE:data=ferplus,variant=S/16,debug`.
+
+  Args:
+    argument: comma-separated `key=value`; a key alone is True.
+    **defaults: key -> default; values take the type of the default.
+
+  Raises:
+    ValueError: a key that is not among the defaults, or a value of another type.
+  """
+  values = dict(defaults)
+  for part in filter(None, argument.split(",")):
+    key, given, text = part.partition("=")
+    if key not in defaults:
+      close = difflib.get_close_matches(key, defaults, 1)
+      hint = f"did you mean {close[0]!r}? " if close else ""
+      raise ValueError(f"config argument {key!r}: {hint}use {', '.join(defaults)}")
+    values[key] = _read(key, text, type(defaults[key])) if given else True
+    if type(values[key]) is not type(defaults[key]):
+      raise ValueError(f"config argument {key!r} needs a value: {key}={defaults[key]}")
+  return values
+
+
+def _read(key: str, text: str, kind: type) -> Any:
+  if kind is bool:
+    if text.lower() not in ("true", "false", "1", "0"):
+      raise ValueError(f"config argument {key}={text}: use true or false")
+    return text.lower() in ("true", "1")
+  try:
+    return kind(text)
+  except ValueError:
+    raise ValueError(f"config argument {key}={text}: not {kind.__name__}") from None
+
+
+def one_of(key: str, value: str, allowed: Any) -> str:
+  """Returns `value`, or raises ValueError naming what is allowed."""
+  if value not in allowed:
+    raise ValueError(f"config argument {key}={value}: use one of {', '.join(allowed)}")
+  return value
+
+
+def training(config: ml_collections.ConfigDict) -> None:
+  """Fields of every training run, with their defaults."""
+  config.seed = 0
+  config.dtype = "auto"  # of activations: float32 on CPU, bfloat16 on accelerators
+  config.log_every = 10  # steps
+  config.mesh = dict(data=-1, model=1)  # -1: every device that is left
+  config.checkpoint = dict(
+    every=100,  # steps; each evaluation saves too
+    keep_last=2,
+    keep_best=1,
+    metric="p_mtl",  # larger is better; on config.data.select
+  )

@@ -1,0 +1,105 @@
+"""The flagship: a ViT with one token per task and uncertainty-weighted losses.
+
+After Tallec, Yvinec, Dapogny & Bailly (2022, arXiv:2208.03506): valence-arousal, expression and
+action units from one image, each task a learned token of a transformer decoder, the losses weighted by
+learned uncertainties. What is known of the paper and what is our reading: `affjax/models/decoders.py`.
+
+  python -m affjax.main --config=configs/vit_mtl.py                  # synthetic faces, minutes on a CPU
+  python -m affjax.main --config=configs/vit_mtl.py:data=ferplus     # photographs, expression only
+  python -m affjax.main --config=configs/vit_mtl.py:variant=S/16     # a larger encoder
+
+Arguments after the colon: data (synthetic_faces, ferplus), variant (mu, Ti, S, B / patch size),
+steps, batch_size, debug (one CPU, under a minute; the smallest data set of that kind).
+"""
+
+import ml_collections
+
+from configs import common
+
+EXPRESSIONS = (
+  "neutral", "anger", "disgust", "fear", "happiness", "sadness", "surprise", "other",
+)  # fmt: skip
+AUS = (1, 2, 4, 6, 7, 10, 12, 15, 23, 24, 25, 26)
+
+# What depends on the data: image size, encoder, length, splits (choices are made on `select`).
+DATA = {
+  "synthetic_faces": dict(
+    data=dict(image_size=112, train="train", select="validation", report=("test",)),
+    variant="mu/16",
+    steps=1200,
+    metric="p_mtl",
+  ),
+  "ferplus": dict(
+    data=dict(image_size=48, train="train", select="dev", report=("validation",)),
+    variant="mu/8",
+    steps=12_000,
+    metric="expression/strict/accuracy",
+  ),
+}
+
+
+def get_config(argument: str = "") -> ml_collections.ConfigDict:
+  """Returns the config; see the module's docstring for the argument."""
+  given = common.parse(
+    argument, data="synthetic_faces", variant="", steps=0, batch_size=64, debug=False
+  )
+  kind = DATA[common.one_of("data", given["data"], DATA)]
+  debug = given["debug"]
+
+  config = ml_collections.ConfigDict()
+  common.training(config)
+  config.steps = given["steps"] or (20 if debug else kind["steps"])
+  config.batch_size = 16 if debug else given["batch_size"]  # of all devices and hosts together
+  config.image_size = kind["data"]["image_size"]  # the model's input, pixels
+  config.labels = dict(
+    va=("valence", "arousal"), expression=EXPRESSIONS, au=tuple(f"AU{n}" for n in AUS)
+  )
+
+  config.data = dict(
+    name=given["data"],
+    config="tiny" if debug and given["data"] == "synthetic_faces" else "",
+    workers=0,  # processes that read and decode; 0: threads of this one
+    threads=2,
+    **kind["data"],
+  )
+  config.augment = dict(
+    flip_rate=0.5, scale=0.15, shift=0.06, brightness=0.2, contrast=0.3, cast=0.05, grey_rate=0.1,
+    erase_rate=0.3, erase_area=0.15,
+  )  # fmt: skip
+
+  config.model = dict(
+    name="affect.AffectModel",
+    encoder=dict(
+      name="vit.ViT",
+      variant=given["variant"] or kind["variant"],
+      stem="conv",
+      dropout_rate=0.0,
+      drop_path_rate=0.05,
+    ),
+    decoder=dict(
+      name="decoders.TaskTokens", layout="task", width=96 if debug else 128, depth=2, num_heads=8,
+      dropout_rate=0.1, va_activation="tanh",
+    ),
+  )  # fmt: skip
+  config.losses = dict(
+    va=dict(name="losses.ccc_loss"),
+    expression=dict(name="losses.cross_entropy", label_smoothing=0.0),
+    au=dict(name="losses.binary_cross_entropy"),
+  )
+  config.procedure = dict(
+    name="supervised.Supervised", weighting="simple", ema_decay=0.998, mixup_alpha=0.0
+  )
+  config.optimizer = dict(
+    name="optim.adamw",
+    learning_rate=1e-3,
+    schedule="cosine",
+    warmup_steps=min(200, config.steps // 10),
+    weight_decay=0.05,
+    clip_norm=1.0,
+  )
+
+  config.evaluate = dict(every=10 if debug else 300, batch_size=64 if debug else 256)
+  config.checkpoint.every = 5 if debug else 100
+  config.checkpoint.metric = kind["metric"]
+  config.log_every = 5 if debug else 20
+  return config

@@ -1,0 +1,82 @@
+import sys
+
+import pytest
+from flax import nnx
+
+from affjax.build import build
+
+MODULE = """
+import dataclasses
+from flax import nnx
+
+class Net(nnx.Module):
+  def __init__(self, *, width, depth=2, rngs):
+    self.width, self.depth = width, depth
+
+@dataclasses.dataclass
+class Point:
+  x: int
+  y: int = 0
+
+def any_options(**options):
+  return options
+
+NUMBER = 3
+"""
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+  folder = tmp_path / "somepackage"
+  (folder / "inner").mkdir(parents=True)
+  (folder / "__init__.py").write_text("")
+  (folder / "inner" / "__init__.py").write_text("")
+  (folder / "nets.py").write_text(MODULE)
+  (folder / "inner" / "deep.py").write_text(MODULE)
+  (folder / "broken.py").write_text("import a_library_that_is_not_there\n")
+  monkeypatch.syspath_prepend(str(tmp_path))
+  yield "somepackage"
+  for name in [name for name in sys.modules if name.split(".")[0] == "somepackage"]:
+    del sys.modules[name]
+
+
+def test_builds_modules_dataclasses_and_functions_of_nested_modules(package):
+  net = build(dict(name="nets.Net", width=8), package, rngs=nnx.Rngs(0))
+  assert (net.width, net.depth) == (8, 2)
+  assert build(dict(name="inner.deep.Point", x=1), package).x == 1
+  assert build(dict(name="nets.any_options", a=1), package, b=2) == dict(a=1, b=2)
+
+
+def test_leaves_the_section_as_it_was(package):
+  section = dict(name="nets.Point", x=1)
+  build(section, package)
+  assert section == dict(name="nets.Point", x=1)
+
+
+@pytest.mark.parametrize(
+  ("section", "message"),
+  [
+    (dict(width=8), r"name None: .* needs name='module.Attribute'"),
+    (dict(name="Net"), r"name 'Net'"),
+    (dict(name="netz.Net"), r"no module 'netz'; it has \['broken', 'inner', 'nets'\]"),
+    (dict(name="nets.Nett"), r"no 'Nett'; it has \['Net', 'Point', 'any_options'\]"),
+    (dict(name="nets.NUMBER"), r"no 'NUMBER'"),
+    (dict(name="nets.Net", widht=8), r"takes no \['widht'\]; it takes \['width', 'depth'\]"),
+    (dict(name="nets.Net"), r"also needs \['width'\]; it takes \['width', 'depth'\]"),
+    (dict(name="nets.Net", width=8, rngs=0), r"given \['rngs'\] by the code already"),
+  ],
+)
+def test_a_mistake_in_a_section_is_an_error_that_names_what_is_allowed(package, section, message):
+  with pytest.raises(ValueError, match=message) as error:
+    build(section, package, rngs=nnx.Rngs(0))
+  assert "\n" not in str(error.value)
+
+
+def test_a_missing_package_is_reported_as_a_name(package):
+  with pytest.raises(ValueError, match="no module 'x'"):
+    build(dict(name="x.Y"), f"{package}.nowhere")
+
+
+def test_an_import_that_fails_inside_a_module_stays_visible(package):
+  with pytest.raises(ModuleNotFoundError, match="a_library_that_is_not_there"):
+    build(dict(name="broken.Net"), package)
