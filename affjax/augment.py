@@ -136,7 +136,7 @@ def mixup(
   key: jax.Array,
   alpha: float,
 ) -> tuple[jax.Array, dict[str, Any], dict[str, Any]]:
-  """Mixup (Zhang et al., 2017, arXiv:1710.09412) of each row with its mirror row of the global batch.
+  """Mixup (Zhang et al., 2017, arXiv:1710.09412) of each row with its mirror row of the batch.
 
   Differs from the paper in that each row draws its own share and that a mixed label counts only
   where both rows have one.

@@ -1,8 +1,9 @@
 """Everything that touches Orbax: save, seal, verify, restore.
 
-A saved step counts only with its manifest (file -> SHA-256), which is written after Orbax's commit:
-Orbax restores a flipped bit without noticing it. A step without a manifest is an interrupted save and
-is removed on the next start; one whose files differ from its manifest is set aside and named.
+A saved step counts only with its manifest (file -> SHA-256), which is written after Orbax's
+commit: Orbax restores a flipped bit without noticing it. A step without a manifest is an
+interrupted save and is removed on the next start; one whose files differ from its manifest is set
+aside and named.
 """
 
 import concurrent.futures
@@ -108,6 +109,27 @@ def _say(line: str) -> None:
   print(line, file=sys.stderr, flush=True)
 
 
+def pick(root: Path, which: str) -> int:
+  """Finds a checkpoint: "best", "latest", or a step as text.
+
+  Raises:
+    ValueError: there is none like that.
+  """
+  if which == "best":
+    step = best_intact(root, _say)
+  elif which == "latest":
+    step = latest_intact(root, repair=False, say=_say)
+  elif which.isdigit() and (root / which / MANIFEST).is_file():
+    if problem := damage(root / which):
+      raise ValueError(f"checkpoint {root / which} refused: {problem}")
+    step = int(which)
+  else:
+    step = None
+  if step is None:
+    raise ValueError(f"no checkpoint {which!r} in {root}: use best, latest or a step that is there")
+  return step
+
+
 class Checkpoints:
   """The checkpoints of one run.
 
@@ -126,7 +148,7 @@ class Checkpoints:
     keep_last: int = 2,
     keep_best: int = 1,
     read_only: bool = False,
-  ):
+  ) -> None:
     if keep_last < 2:
       raise ValueError(f"config.checkpoint.keep_last={keep_last}: at least 2 must stay")
     self.root = Path(root).absolute()
@@ -147,7 +169,9 @@ class Checkpoints:
     policies = [preservation_policy.LatestN(keep_last)]
     if keep_best:
       policies.append(
-        preservation_policy.BestN(get_metric_fn=score, n=keep_best, keep_checkpoints_without_metrics=False)
+        preservation_policy.BestN(
+          get_metric_fn=score, n=keep_best, keep_checkpoints_without_metrics=False
+        )
       )
     self._manager = ocp.CheckpointManager(
       self.root,

@@ -1,7 +1,9 @@
 """A split -> scores, with the floor that no system should fall below."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import grain
@@ -10,9 +12,10 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from affjax import metrics, sharding
-from affjax.data import pipeline
-from affjax.data.records import Records
+from affjax import checkpoints, experiment, metrics, procedures, sharding, workdir
+from affjax.data import pipeline, records
+
+SCORES = "scores.json"
 
 Scores = dict[str, float]
 
@@ -110,7 +113,7 @@ class Evaluator:
 
   Args:
     predict: (params, model_state, images) -> outputs.
-    records: the split.
+    data: the split.
     scoring: what is scored.
     mesh: devices.
     batch_size: of the global batch; the last one is padded with masked rows, so every size gives
@@ -121,22 +124,22 @@ class Evaluator:
   def __init__(
     self,
     predict: Callable[[Any, Any, jax.Array], dict[str, Any]],
-    records: Records,
+    data: records.Records,
     scoring: Scoring,
     mesh: Mesh,
     *,
     batch_size: int,
     name: str,
     threads: int = 2,
-  ):
+  ) -> None:
     sharding.check_batch(batch_size, mesh, "config.evaluate.batch_size")
     self.name = name
     self._scoring = scoring
     self._mesh = mesh
-    rows = pipeline.sequence(len(records), batch_size)
+    rows = pipeline.sequence(len(data), batch_size)
     self._count = len(rows)
     self._batches: grain.IterDataset = pipeline.batches(
-      records,
+      data,
       rows,
       process=jax.process_index(),
       processes=jax.process_count(),
@@ -162,8 +165,23 @@ class Evaluator:
     return self._scoring.scores(merged), self._scoring.scores(merged, floor=True)
 
 
+def evaluator(
+  config: Mapping[str, Any], data: experiment.Data, split: str, procedure: Any, mesh: Mesh
+) -> Evaluator:
+  """The evaluator of one split of a run's data."""
+  return Evaluator(
+    procedure.predict,
+    data.records(split),
+    Scoring.of(data.labels, records.metadata(data.build)),
+    mesh,
+    batch_size=config["evaluate"]["batch_size"],
+    name=split,
+    threads=config["data"]["threads"],
+  )
+
+
 def table(scores: Scores, floors: Scores, title: str) -> str:
-  """The scores as text, each with its trivial floor: the best constant answer on the same labels."""
+  """The scores as text, each with its floor: the best constant answer on the same labels."""
   main = [n for n in scores if n.count("/") < 2 or n in floors]
   width = max(map(len, main), default=0)
   lines = [title, f"  {'':{width}}   score   floor"]
@@ -175,3 +193,102 @@ def table(scores: Scores, floors: Scores, title: str) -> str:
     each = "  ".join(f"{n.rpartition('/')[2]} {scores[n]:.2f}" for n in parts)
     lines.append(f"  {prefix}: {each}")
   return "\n".join(lines)
+
+
+def run(
+  config: Mapping[str, Any],
+  where: Path,
+  data_dir: str | None = None,
+  *,
+  data_set: str = "",
+  splits: tuple[str, ...] = (),
+  which: str = "best",
+  weights: str = "ema",
+) -> dict[str, Any]:
+  """Scores a checkpoint of a run on the run's own data or on another set.
+
+  Args:
+    config: of the run.
+    where: the run's folder.
+    data_dir: where prepared data lives.
+    data_set: NAME or NAME/CONFIG of another data set; empty: the run's own.
+    splits: default: those of the config, or of another data set `validation`.
+    which: see `score`.
+    weights: see `score`.
+  """
+  config = {**config, "data": dict(config["data"])}
+  if data_set:
+    name, _, builder_config = data_set.partition("/")
+    splits = splits or ("validation",)
+    config["data"] |= dict(
+      name=name, config=builder_config, train=splits[0], select=splits[0], report=splits[1:]
+    )
+  mesh = sharding.make_mesh(**config["mesh"])
+  procedure = procedures.from_config(config)
+  data = experiment.Data(config, data_dir)
+  return score(
+    config,
+    where,
+    data,
+    procedure,
+    mesh,
+    splits=splits,
+    which=which,
+    weights=weights,
+    output=None,
+  )
+
+
+def score(
+  config: Mapping[str, Any],
+  where: Path,
+  data: experiment.Data,
+  procedure: Any,
+  mesh: Mesh,
+  *,
+  splits: tuple[str, ...] = (),
+  which: str = "best",
+  weights: str = "ema",
+  output: str | None = SCORES,
+) -> dict[str, Any]:
+  """Scores a checkpoint and prints a table a split.
+
+  Args:
+    config: of the run.
+    where: the run's folder.
+    data: what to score on; need not be the run's own.
+    procedure: of the run.
+    mesh: devices.
+    splits: default: the one that choices are made on and those that are reported.
+    which: "best" by the run's metric, "latest", or a step.
+    weights: "ema" (the moving average, where one is kept) or "raw".
+    output: file in `where`; None: no file.
+
+  Returns:
+    {"step", "weights", "data", "scores": {split: scores}, "floors": {split: floors}}.
+  """
+  root = where / workdir.CHECKPOINTS
+  step = checkpoints.pick(root, which)
+  saved = checkpoints.Checkpoints(root, read_only=True)
+  restored, _ = saved.restore(step, experiment.abstract_state(procedure, mesh))
+  saved.close()
+  params = restored.averaged if weights == "ema" else restored.params
+  primary = jax.process_index() == 0
+  result: dict[str, Any] = {
+    "step": step,
+    "weights": weights,
+    "data": data.build.name,
+    "scores": {},
+    "floors": {},
+  }
+  for split in splits or (data.select, *data.report):
+    scores, floors = evaluator(config, data, split, procedure, mesh)(
+      params, restored.model_state, progress=primary
+    )
+    result["scores"][split], result["floors"][split] = scores, floors
+    if primary:
+      title = f"\n{data.build.name} {split}, step {step} ({which}), {weights} weights"
+      print(table(scores, floors, title), flush=True)
+  if primary and output:
+    (where / output).write_text(json.dumps(result, indent=1))
+  return result

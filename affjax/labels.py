@@ -1,4 +1,4 @@
-"""The label sets of the field, and how one is read in terms of another: by name, never by position."""
+"""The label sets of the field, and how one is read in terms of another: by name."""
 
 from collections.abc import Sequence
 

@@ -15,9 +15,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "File of the config, e.g. configs/vit_mtl.py"
-)
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Its file, e.g. configs/vit_mtl.py")
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Folder of the run; default runs/<config name and its arguments>."
 )
@@ -70,7 +68,7 @@ def _config() -> dict[str, Any]:
 
 def _run() -> None:
   # Imported here: a mistyped flag is answered at once.
-  from affjax import procedures, sharding, train, workdir
+  from affjax import evaluate, experiment, train, workdir
 
   where = _WORKDIR.value and Path(_WORKDIR.value)
   if _MODE.value == "evaluate" and where and not _CONFIG.value:
@@ -83,36 +81,18 @@ def _run() -> None:
   _join_cluster()
   if _MODE.value == "train":
     train.run(config, where, _DATA_DIR.value)
-    return
-  mesh = sharding.make_mesh(**config["mesh"])
-  procedure = procedures.from_config(config)
-  if _MODE.value == "check":
-    from clu import parameter_overview
-
-    data = train.Data(config, _DATA_DIR.value)
-    shapes = train.abstract_state(procedure, mesh).params["model"]
-    print(parameter_overview.get_parameter_overview(shapes, include_stats=False))
-    print(train.describe(config, data, procedure, mesh))
-    return
-  if _DATA.value:
-    name, _, builder_config = _DATA.value.partition("/")
-    report = _SPLITS.value or ["validation"]
-    config["data"] |= {
-      "name": name, "config": builder_config, "train": report[0], "select": report[0],
-      "report": report[1:],
-    }  # fmt: skip
-  data = train.Data(config, _DATA_DIR.value)
-  train.score(
-    config,
-    where,
-    data,
-    procedure,
-    mesh,
-    splits=tuple(_SPLITS.value),
-    which=_CHECKPOINT.value,
-    weights=_WEIGHTS.value,
-    output=None,
-  )
+  elif _MODE.value == "check":
+    experiment.check(config, _DATA_DIR.value)
+  else:
+    evaluate.run(
+      config,
+      where,
+      _DATA_DIR.value,
+      data_set=_DATA.value or "",
+      splits=tuple(_SPLITS.value),
+      which=_CHECKPOINT.value,
+      weights=_WEIGHTS.value,
+    )
 
 
 def _main(argv: Sequence[str]) -> None:
@@ -120,6 +100,16 @@ def _main(argv: Sequence[str]) -> None:
     raise ValueError(f"unexpected argument {argv[1]!r}: flags are written --name=value")
   logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant to be so
   _run()
+
+
+def _mendable(error: BaseException) -> bool:
+  """Whether the user can mend it: raised by our own checks, not somewhere inside a library."""
+  trace = error.__traceback__
+  while trace and trace.tb_next:
+    trace = trace.tb_next
+  file = Path(trace.tb_frame.f_code.co_filename) if trace else Path()
+  ours = {"affjax", "configs", "tfds_builders", "ml_collections"}
+  return bool(ours & set(file.parts[-4:]))
 
 
 def _one_line(error: BaseException) -> str:
@@ -142,6 +132,8 @@ def cli() -> None:
   try:
     app.run(_main, flags_parser=_parse)
   except ValueError as e:
+    if not _mendable(e):
+      raise
     sys.exit(f"error: {_one_line(e)}")
 
 

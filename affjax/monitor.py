@@ -4,7 +4,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -37,13 +37,24 @@ class Monitor:
 
   Args:
     workdir: gets `metrics.jsonl` and `tensorboard/`.
+    tasks: names, in the order in which they are shown.
     steps: of the whole run.
     start: the step that the run continues from; what was logged beyond it is dropped.
     batch_size: of the global batch, for images/s.
     primary: whether this process writes and prints (one of them does).
   """
 
-  def __init__(self, workdir: Path, *, steps: int, start: int, batch_size: int, primary: bool):
+  def __init__(
+    self,
+    workdir: Path,
+    *,
+    tasks: Iterable[str],
+    steps: int,
+    start: int,
+    batch_size: int,
+    primary: bool,
+  ) -> None:
+    self._tasks = tuple(tasks)
     self._primary = primary
     self._steps = steps
     self._batch_size = batch_size
@@ -78,7 +89,7 @@ class Monitor:
         print(text, flush=True)
 
   class _Clock:
-    def __init__(self, monitor: "Monitor", attribute: str):
+    def __init__(self, monitor: "Monitor", attribute: str) -> None:
       self._monitor, self._attribute = monitor, attribute
 
     def __enter__(self) -> None:
@@ -115,7 +126,7 @@ class Monitor:
     }
     self._since, self._last, self._waited, self._paused = now, step, 0.0, 0.0
     self.write(step, "train", values | speed)
-    line = describe(values, speed)
+    line = describe(self._tasks, values, speed)
     self._bar.set_postfix_str(line)
     if not self._live:
       left = self._batch_size * (self._steps - step) / max(speed["images_per_second"], 1e-9)
@@ -134,13 +145,13 @@ class Monitor:
       self._events.add_scalar(f"{kind}/{name}", value, step)
 
 
-def describe(values: Mapping[str, float], speed: Mapping[str, float]) -> str:
+def describe(tasks: Iterable[str], values: Mapping[str, float], speed: Mapping[str, float]) -> str:
   """One line: losses per task with the weights that they have, speed, waiting."""
   parts = [f"loss {values['loss']:.3f}"]
-  for name in (n for n in values if n.startswith("loss/")):
-    task = name.removeprefix("loss/")
+  for task in tasks:
     weight = values[f"weight/{task}"]
-    parts.append(f"{task} {values[name]:.3f} x{weight:.2f}" if weight else f"{task} unlabelled")
+    loss = values[f"loss/{task}"]
+    parts.append(f"{task} {loss:.3f} x{weight:.2f}" if weight else f"{task} unlabelled")
   parts.append(f"{speed['images_per_second']:.0f} img/s")
   parts.append(f"data {speed['waiting_for_data']:.0%}")
   return "  ".join(parts)

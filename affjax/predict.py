@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from affjax import checkpoints, procedures, sharding, train, workdir
+from affjax import checkpoints, experiment, procedures, sharding, workdir
 from affjax.data.records import fit, read_image
 
 BUCKET = 64  # images a call; the last is padded, so nothing is compiled twice
@@ -50,7 +50,7 @@ class Predictor:
     step: the checkpoint's.
   """
 
-  def __init__(self, where: str | Path, checkpoint: str = "best"):
+  def __init__(self, where: str | Path, checkpoint: str = "best") -> None:
     """Loads the moving average of a run's checkpoint.
 
     Args:
@@ -66,9 +66,11 @@ class Predictor:
     self._image_size = self.config["data"]["image_size"]
     procedure = procedures.from_config(self.config)
     root = where / workdir.CHECKPOINTS
-    self.step = train.pick_step(root, checkpoint)
+    self.step = checkpoints.pick(root, checkpoint)
     saved = checkpoints.Checkpoints(root, read_only=True)
-    restored, _ = saved.restore(self.step, train.abstract_state(procedure, sharding.make_mesh()))
+    restored, _ = saved.restore(
+      self.step, experiment.abstract_state(procedure, sharding.make_mesh())
+    )
     saved.close()
     self._params, self._model_state = restored.averaged, restored.model_state
     self._predict = jax.jit(procedure.predict)

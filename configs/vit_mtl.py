@@ -1,12 +1,13 @@
 """The flagship: a ViT with one token per task and uncertainty-weighted losses.
 
 After Tallec, Yvinec, Dapogny & Bailly (2022, arXiv:2208.03506): valence-arousal, expression and
-action units from one image, each task a learned token of a transformer decoder, the losses weighted by
-learned uncertainties. What is known of the paper and what is our reading: `affjax/models/decoders.py`.
+action units from one image, each task a learned token of a transformer decoder, the losses
+weighted by learned uncertainties. What is known of the paper and what is our reading:
+`affjax/models/decoders.py`.
 
-  python -m affjax.main --config=configs/vit_mtl.py                  # synthetic faces, minutes on a CPU
-  python -m affjax.main --config=configs/vit_mtl.py:data=ferplus     # photographs, expression only
-  python -m affjax.main --config=configs/vit_mtl.py:variant=S/16     # a larger encoder
+  python -m affjax.main --config=configs/vit_mtl.py                # synthetic faces, minutes
+  python -m affjax.main --config=configs/vit_mtl.py:data=ferplus   # photographs, expression only
+  python -m affjax.main --config=configs/vit_mtl.py:variant=S/16   # a larger encoder
 
 Arguments after the colon: data (synthetic_faces, ferplus), variant (mu, Ti, S, B / patch size),
 steps, batch_size, debug (one CPU, under a minute; the smallest data set of that kind).
@@ -22,20 +23,30 @@ EXPRESSIONS = (
 AUS = (1, 2, 4, 6, 7, 10, 12, 15, 23, 24, 25, 26)
 
 # What depends on the data: image size, encoder, length, splits (choices are made on `select`).
+# fmt: off
 DATA = {
   "synthetic_faces": dict(
     data=dict(image_size=112, train="train", select="validation", report=("test",)),
     variant="mu/16",
     steps=1200,
     metric="p_mtl",
+    augment=dict(
+      flip_rate=0.5, scale=0.1, shift=0.05, brightness=0.15, contrast=0.2, cast=0.05,
+      grey_rate=0.1, erase_rate=0.15, erase_area=0.15,
+    ),
   ),
   "ferplus": dict(
     data=dict(image_size=48, train="train", select="dev", report=("validation",)),
     variant="mu/8",
     steps=12_000,
     metric="expression/strict/accuracy",
+    augment=dict(
+      flip_rate=0.5, scale=0.1, shift=0.06, brightness=0.1, contrast=0.2, cast=0.0,
+      grey_rate=0.0, erase_rate=0.15, erase_area=0.15,
+    ),
   ),
 }
+# fmt: on
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
@@ -62,10 +73,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     threads=2,
     **kind["data"],
   )
-  config.augment = dict(
-    flip_rate=0.5, scale=0.15, shift=0.06, brightness=0.2, contrast=0.3, cast=0.05, grey_rate=0.1,
-    erase_rate=0.3, erase_area=0.15,
-  )  # fmt: skip
+  config.augment = dict(kind["augment"])
 
   config.model = dict(
     name="affect.AffectModel",

@@ -1,6 +1,13 @@
-"""Eight fake CPU devices, and errors where shapes would be broadcast by accident."""
+"""Eight fake CPU devices, errors where shapes would be broadcast by accident, and tiny data."""
 
+import csv
 import os
+import zipfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
@@ -8,3 +15,61 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 import jax
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+FERPLUS = "AFFJAX_FERPLUS"  # environment variable: the folder of the real FER+
+
+
+@pytest.fixture(scope="session")
+def ferplus_source() -> Path:
+  """The folder of the real FER+; where the environment names none, the test is skipped."""
+  folder = os.environ.get(FERPLUS)
+  if not folder:
+    pytest.skip(f"set {FERPLUS} to the folder of the real FER+ (fer2013new.csv and its images)")
+  if not (Path(folder) / "fer2013new.csv").is_file():
+    pytest.fail(f"{FERPLUS}={folder} has no fer2013new.csv")
+  return Path(folder)
+
+
+# Of fer2013new.csv.
+COLUMNS = ["neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt"]
+COLUMNS += ["unknown", "NF"]
+
+
+def write_ferplus(folder: Path, *, zipped: bool = False, seed: int = 0) -> Path:
+  """Writes a tiny FER+ of noise: 40 training and 12 validation images, each with ten votes."""
+  rng = np.random.default_rng(seed)
+  rows = []
+  for start, count, part, usage in ((0, 40, "Train", "Training"), (100, 12, "Valid", "PublicTest")):
+    (folder / f"FER2013{part}").mkdir(parents=True)
+    for number in range(start, start + count):
+      name = f"fer{number:07d}.png"
+      pixels = rng.integers(0, 256, (48, 48), np.uint8)
+      (folder / f"FER2013{part}" / name).write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
+      shares = rng.dirichlet(np.full(len(COLUMNS), 0.2))
+      rows.append([usage, name, *rng.multinomial(10, shares)])
+  with (folder / "fer2013new.csv").open("w", newline="") as f:
+    csv.writer(f).writerows([["Usage", "Image name", *COLUMNS], *rows])
+  if zipped:
+    zip_up(folder)
+  return folder
+
+
+def zip_up(folder: Path) -> None:
+  """Replaces the folders of images by zips of them."""
+  for images in [path for path in folder.iterdir() if path.is_dir()]:
+    with zipfile.ZipFile(f"{images}.zip", "w") as archive:
+      for path in images.iterdir():
+        archive.write(path, f"{images.name}/{path.name}")
+        path.unlink()
+    images.rmdir()
+
+
+@pytest.fixture(scope="session")
+def tiny_ferplus(tmp_path_factory):
+  """The builder of the tiny FER+, prepared."""
+  from affjax.data import prepare, records
+
+  root = tmp_path_factory.mktemp("tiny_ferplus")
+  build = records.builder("ferplus", "", str(root / "data"))
+  prepare.prepare(build, str(write_ferplus(root / "source")))
+  return build

@@ -1,8 +1,9 @@
 """Batches whose position is the step.
 
-The order is a pure function of (seed, step): the rows are shuffled globally and anew each epoch, cut
-into global batches, and process p takes its contiguous part of each. So resuming is `dataset[step:]`,
-and neither the worker count nor the number of processes changes which sample is seen when.
+The order is a pure function of (seed, step): the rows are shuffled globally and anew each epoch,
+cut into global batches, and process p takes its contiguous part of each. So resuming is
+`dataset[step:]`, and neither the worker count nor the number of processes changes which sample is
+seen when.
 """
 
 import os
@@ -20,7 +21,7 @@ Batch = dict[str, Any]
 class Share:
   """A process's contiguous rows of each global batch."""
 
-  def __init__(self, process: int, processes: int):
+  def __init__(self, process: int, processes: int) -> None:
     self._process = process
     self._processes = processes
 

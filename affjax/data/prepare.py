@@ -1,4 +1,4 @@
-"""Official files -> sharded records, once: `python -m affjax.data.prepare ferplus --source=FOLDER`."""
+"""Official files -> sharded records: `python -m affjax.data.prepare ferplus --source=FOLDER`."""
 
 import argparse
 import shutil

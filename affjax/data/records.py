@@ -65,7 +65,7 @@ def needs_source(build: Any) -> bool:
 class lock:
   """Holds `path` against other processes of this machine for the length of a `with` block."""
 
-  def __init__(self, path: str | os.PathLike[str]):
+  def __init__(self, path: str | os.PathLike[str]) -> None:
     self._path = Path(path)
 
   def __enter__(self) -> "lock":
@@ -151,7 +151,7 @@ class Records:
     wants: Mapping[str, Sequence[str]],
     masks: Sequence[str],
     image_size: tuple[int, int],
-  ):
+  ) -> None:
     self.shards = shards
     self.image_size = tuple(image_size)
     self._sizes = {task: len(labels) for task, labels in wants.items()}
@@ -188,10 +188,12 @@ class Records:
     for i, record in zip(real, self.shards.read(rows[real]), strict=True):
       feature = tf_example_pb2.Example.FromString(record).features.feature
       self._decode(feature["image"].bytes_list.value[0], out["image"][i], int(rows[i]))
+      known = 1.0  # whether the model has the class that won: without it there is no hard label
       for task, matrix in self._remap.items():
         label = np.array(feature[f"labels/{task}"].float_list.value, np.float32)
         mask = np.array(feature[f"mask/{task}"].float_list.value, np.float32)
         if task == "expression":
+          known = matrix[label.argmax()].sum()
           label = label @ matrix
           mass = label.sum()
           out["labels"][task][i] = label / mass if mass > 0 else 0
@@ -200,7 +202,7 @@ class Records:
           out["labels"][task][i] = label @ matrix
           out["mask"][task][i] = mask @ matrix
       for name in self._masks:
-        out["mask"][name][i] = feature[f"mask/{name}"].float_list.value[0]
+        out["mask"][name][i] = feature[f"mask/{name}"].float_list.value[0] * known
     return out
 
   def _decode(self, encoded: bytes, out: np.ndarray, row: int) -> None:
@@ -217,7 +219,8 @@ def decode(encoded: bytes) -> np.ndarray | None:
       return simplejpeg.decode_jpeg(encoded, colorspace="RGB")
     except ValueError:
       pass  # simplejpeg is strict; OpenCV forgives what browsers do
-  image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+  # Of no bytes at all OpenCV raises an error of its own, which does not name the file.
+  image = cv2.imdecode(np.frombuffer(encoded or b"-", np.uint8), cv2.IMREAD_COLOR)
   return None if image is None else image[..., ::-1]
 
 
@@ -312,7 +315,8 @@ def _summarise(found: Shards, has: Mapping[str, Sequence[str]], digest: Any) -> 
 
 
 def _tally(label: np.ndarray, mask: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
-  return dict(zip(classes, (label * mask.reshape(-1, 1)).sum(0).round(1).tolist(), strict=True))
+  counts = (label * mask.reshape(-1, 1)).sum(0, dtype=np.float64)
+  return dict(zip(classes, counts.round(1).tolist(), strict=True))
 
 
 def summary(build: Any) -> dict[str, Any]:

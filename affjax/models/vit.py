@@ -29,6 +29,7 @@ class ViT(nnx.Module):
     image_size: int,
     variant: str = "mu/16",
     stem: str = "patch",
+    stem_depth: int = 1,
     width: int | None = None,
     depth: int | None = None,
     num_heads: int | None = None,
@@ -43,6 +44,7 @@ class ViT(nnx.Module):
       image_size: height and width of the images in pixels; a multiple of the patch size.
       variant: "mu", "Ti", "S" or "B", then "/" and the patch size in pixels, as in "S/16".
       stem: "patch" (one dense layer per patch) or "conv" (`ConvStem`).
+      stem_depth: convolutions at each resolution of the "conv" stem.
       width: channels; None = the variant's, as are the next two.
       depth: number of blocks.
       num_heads: attention heads; must divide `width`.
@@ -66,7 +68,7 @@ class ViT(nnx.Module):
     dtype = jnp.dtype(dtype)
     self.image_size, self.width = image_size, width
     self.num_tokens = (image_size // self.patch_size) ** 2
-    self.stem = _build_stem(stem, self.patch_size, width, dtype, rngs)
+    self.stem = _build_stem(stem, stem_depth, self.patch_size, width, dtype, rngs)
     position_init = nnx.initializers.normal(0.02)
     self.positions = nnx.Param(position_init(rngs.params(), (1, self.num_tokens, width)))
     self.dropout = nnx.Dropout(dropout_rate)
@@ -144,46 +146,70 @@ class PatchStem(nnx.Module):
 
 
 class ConvStem(nnx.Module):
-  """Stride-2 3x3 convolutions down to the patch size, then a 1x1 to the width.
+  """Halves the image by 3x3 convolutions down to the patch size, then a 1x1 to the width.
 
   After Xiao et al. (2021, arXiv:2106.14881), who find that it makes a ViT easier to optimise.
-  Differs in that it normalises over the whole of one image (GroupNorm with one group) instead of
-  over the batch, doubles the channels up to exactly the width whatever the patch size, and leaves
-  the number of blocks as it is, where they take one away.
+  Differs in that it normalises over groups of channels of one image (GroupNorm) instead of over the
+  batch, doubles the channels up to exactly the width whatever the patch size, leaves the number of
+  transformer blocks as it is, where they take one away, and can be deeper: `depth` convolutions at
+  each resolution, those after the first as residuals.
   """
 
-  def __init__(self, patch_size: int, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+  def __init__(
+    self, patch_size: int, width: int, depth: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
+  ) -> None:
     """Builds the stem; `patch_size` must be a power of two."""
-    num_layers = patch_size.bit_length() - 1
-    if patch_size != 2**num_layers:
+    num_stages = patch_size.bit_length() - 1
+    if patch_size != 2**num_stages:
       raise ValueError(f"stem 'conv' needs a patch size of 4, 8 or 16, not {patch_size}")
-    channels = [3, *(max(width >> (num_layers - 1 - index), 8) for index in range(num_layers))]
-    self.convolutions = nnx.List(
-      nnx.Conv(inner, outer, (3, 3), strides=2, use_bias=False, dtype=dtype, rngs=rngs)
+    channels = [3, *(max(width >> (num_stages - 1 - index), 8) for index in range(num_stages))]
+    layer = lambda inner, outer, strides: ConvLayer(inner, outer, strides, dtype=dtype, rngs=rngs)
+    self.stages = nnx.List(
+      nnx.List([layer(inner, outer, 2), *(layer(outer, outer, 1) for _ in range(depth - 1))])
       for inner, outer in zip(channels[:-1], channels[1:], strict=True)
-    )
-    self.norms = nnx.List(
-      nnx.GroupNorm(outer, num_groups=1, dtype=dtype, rngs=rngs) for outer in channels[1:]
     )
     self.dense = nnx.Linear(channels[-1], width, dtype=dtype, rngs=rngs)
 
   def __call__(self, images: jax.Array) -> jax.Array:
     """Maps [batch, height, width, 3] images to [batch, patches, width] tokens."""
     x = images
-    for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-      x = nnx.relu(norm(convolution(x)))
+    for halve, *residuals in self.stages:
+      x = halve(x)
+      for layer in residuals:
+        x = x + layer(x)
     return self.dense(x.reshape(x.shape[0], -1, x.shape[-1]))
 
 
-_STEMS = {"patch": PatchStem, "conv": ConvStem}
+class ConvLayer(nnx.Module):
+  """3x3 convolution, GroupNorm in groups of 8 or more channels, ReLU."""
+
+  def __init__(
+    self, inner: int, outer: int, strides: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
+  ) -> None:
+    """Builds the layer."""
+    options = dict(strides=strides, use_bias=False, dtype=dtype, rngs=rngs)
+    self.convolution = nnx.Conv(inner, outer, (3, 3), **options)
+    groups = max(g for g in (8, 4, 2, 1) if outer % g == 0 and outer // g >= 8)
+    self.norm = nnx.GroupNorm(outer, num_groups=groups, dtype=dtype, rngs=rngs)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[batch, height, width, inner] -> [batch, height / strides, width / strides, outer]."""
+    return nnx.relu(self.norm(self.convolution(x)))
+
+
+_STEMS = ("patch", "conv")
 
 
 def _build_stem(
-  stem: str, patch_size: int, width: int, dtype: jnp.dtype, rngs: nnx.Rngs
+  stem: str, stem_depth: int, patch_size: int, width: int, dtype: jnp.dtype, rngs: nnx.Rngs
 ) -> PatchStem | ConvStem:
   if stem not in _STEMS:
     raise ValueError(f"stem {stem!r}: use one of {list(_STEMS)}")
-  return _STEMS[stem](patch_size, width, dtype=dtype, rngs=rngs)
+  if stem_depth < 1:
+    raise ValueError(f"stem_depth {stem_depth}: use at least 1")
+  if stem == "patch":
+    return PatchStem(patch_size, width, dtype=dtype, rngs=rngs)
+  return ConvStem(patch_size, width, stem_depth, dtype=dtype, rngs=rngs)
 
 
 def _parse(variant: str) -> tuple[tuple[int, int, int], int]:

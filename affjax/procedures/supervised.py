@@ -34,7 +34,7 @@ class Supervised:
     weighting: str = "simple",
     ema_decay: float = 0.0,
     mixup_alpha: float = 0.0,
-  ):
+  ) -> None:
     """Builds the functions; no array is made.
 
     Args:

@@ -1,4 +1,7 @@
-"""FER+: 48x48 grey photographs of faces with ten crowd votes each (Barsoum et al., 2016, arXiv:1608.01041)."""
+"""FER+: 48x48 grey photographs of faces with ten crowd votes each.
+
+Barsoum, Zhang, Canton Ferrer & Zhang, 2016, arXiv:1608.01041.
+"""
 
 import csv
 import hashlib
@@ -55,7 +58,7 @@ def majority(votes: np.ndarray, rule: str) -> str | None:
 
 
 def is_dev(name: str) -> bool:
-  """Whether a training image belongs to the tenth on which choices are made; by hash of its name."""
+  """Whether a training image is of the tenth on which choices are made: by hash of its name."""
   return int(hashlib.md5(name.encode()).hexdigest(), 16) % 10 == 0
 
 
@@ -92,7 +95,8 @@ def read_images(source: Path, folder: str) -> Iterator[tuple[str, bytes]]:
 
 def check_image(name: str, encoded: bytes) -> None:
   """Raises ValueError unless the bytes decode to a 48x48 image (TFDS checks nothing)."""
-  image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_GRAYSCALE)
+  # Of no bytes at all OpenCV raises an error of its own, which does not name the file.
+  image = cv2.imdecode(np.frombuffer(encoded or b"-", np.uint8), cv2.IMREAD_GRAYSCALE)
   if image is None:
     raise ValueError(f"{name}: not an image that OpenCV can decode ({len(encoded)} bytes)")
   if image.shape != (SIZE, SIZE):
@@ -100,7 +104,7 @@ def check_image(name: str, encoded: bytes) -> None:
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-  """Splits `train`, `dev` (a tenth of the training images), `validation` and, where present, `test`."""
+  """Splits `train`, `dev` (a tenth of its images), `validation` and, where present, `test`."""
 
   VERSION = tfds.core.Version("1.0.0")
   RELEASE_NOTES = {"1.0.0": "Votes, soft labels, two majority rules, dev split."}

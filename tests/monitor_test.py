@@ -1,0 +1,176 @@
+import json
+import struct
+
+import pytest
+from tensorboardX.proto import event_pb2
+
+from affjax import monitor
+
+VALUES = {"loss": 1.5, "loss/va": 0.5, "weight/va": 0.25, "loss/au": 0.0, "weight/au": 0.0}
+
+
+def watch(folder, start=0, **options):
+  options = dict(tasks=("va", "au"), steps=100, batch_size=8, primary=True) | options
+  return monitor.Monitor(folder, start=start, **options)
+
+
+def log(folder):
+  return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def events(folder):
+  """(tag, step) -> value, and the steps from which on older events are hidden."""
+  scalars, purged = {}, []
+  for path in sorted((folder / "tensorboard").iterdir()):
+    data = path.read_bytes()
+    while data:
+      (length,) = struct.unpack("<Q", data[:8])
+      event = event_pb2.Event.FromString(data[12 : 12 + length])
+      data = data[16 + length :]
+      if event.HasField("session_log"):
+        purged.append(event.step)
+      for value in event.summary.value:
+        scalars[value.tag, event.step] = value.simple_value
+  return scalars, purged
+
+
+# The log of a run that is continued.
+
+
+def test_lines_of_later_steps_are_dropped(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  lines = [json.dumps({"step": step, "kind": "train", "loss": 1.0}) for step in (10, 20, 30, 20)]
+  path.write_text("\n".join(lines) + "\n")
+  monitor.cut_back(path, 20)
+  assert path.read_text() == "\n".join([lines[0], lines[1], lines[3]]) + "\n"
+
+
+@pytest.mark.parametrize("length", [1, 9, 20])
+def test_a_last_line_that_a_kill_cut_short_is_dropped(tmp_path, length):
+  path = tmp_path / "metrics.jsonl"
+  line = json.dumps({"step": 10, "kind": "train", "loss": 1.0})
+  path.write_text(line + "\n" + line[:length])
+  monitor.cut_back(path, 10)
+  assert path.read_text() == line + "\n"
+
+
+def test_a_whole_last_line_is_kept_though_its_end_is_missing(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  path.write_text('{"step": 10}')
+  monitor.cut_back(path, 10)
+  assert path.read_text() == '{"step": 10}\n'
+
+
+def test_a_log_that_is_not_there_is_not_made(tmp_path):
+  monitor.cut_back(tmp_path / "metrics.jsonl", 10)
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_continued_run_has_each_step_once(tmp_path):
+  with watch(tmp_path) as first:
+    for step in (5, 10, 15):
+      first.train(step, VALUES)
+  with watch(tmp_path, start=10) as second:
+    for step in (15, 20):
+      second.train(step, VALUES | {"loss": 7.0})
+  assert [(line["step"], line["loss"]) for line in log(tmp_path)] == [
+    (5, 1.5),
+    (10, 1.5),
+    (15, 7.0),
+    (20, 7.0),
+  ]
+  assert 11 in events(tmp_path)[1]  # TensorBoard hides what the first run wrote from there on
+
+
+def test_a_run_that_starts_anew_drops_the_log_of_one_that_never_saved(tmp_path):
+  with watch(tmp_path) as first:
+    first.write(0, "validation", {"au/f1": 0.1})
+    first.train(5, VALUES)
+  with watch(tmp_path) as second:
+    second.train(5, VALUES)
+  assert [line["step"] for line in log(tmp_path)] == [5]
+
+
+# What is written.
+
+
+def test_numbers_go_to_the_log_and_to_tensorboard(tmp_path, capsys):
+  with watch(tmp_path) as run:
+    run.train(5, VALUES)
+    run.write(5, "validation", {"va/ccc": 0.25})
+  train, validation = log(tmp_path)
+  assert train.items() >= {"step": 5, "kind": "train", **VALUES}.items()
+  assert validation == {"step": 5, "kind": "validation", "va/ccc": 0.25}
+  scalars, _ = events(tmp_path)
+  assert scalars["train/loss", 5] == 1.5
+  assert scalars["validation/va/ccc", 5] == 0.25
+  assert {tag for tag, _ in scalars} >= {f"train/{name}" for name in VALUES}
+  assert "step 5/100" in capsys.readouterr().out
+
+
+def test_lines_are_on_disk_at_once(tmp_path):
+  with watch(tmp_path) as run:
+    run.train(5, VALUES)
+    assert [line["step"] for line in log(tmp_path)] == [5]
+
+
+def test_only_the_primary_process_writes_and_prints(tmp_path, capsys):
+  with watch(tmp_path, primary=False) as run:
+    run.train(5, VALUES)
+    run.say("hello")
+    with pytest.raises(FloatingPointError):  # but it stops with the others
+      run.train(10, VALUES | {"loss": float("nan")})
+  assert not list(tmp_path.iterdir())
+  assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["loss", "loss/va"])
+def test_a_loss_that_is_not_finite_stops_the_run_with_its_step_and_name(tmp_path, name, value):
+  with watch(tmp_path) as run:
+    run.train(5, VALUES)
+    with pytest.raises(FloatingPointError, match=f"step 10: {name} is {value}"):
+      run.train(10, VALUES | {name: value})
+  assert log(tmp_path)[-1]["step"] == 10  # what went wrong is in the log
+
+
+class Clock:
+  def __init__(self):
+    self.now = 100.0
+
+  def perf_counter(self):
+    return self.now
+
+
+def test_speed_leaves_pauses_out_and_says_how_long_the_run_waited_for_data(tmp_path, monkeypatch):
+  clock = Clock()
+  monkeypatch.setattr(monitor, "time", clock)
+  with watch(tmp_path) as run:
+    clock.now += 3
+    with run.waiting():
+      clock.now += 1
+    with run.pausing():
+      clock.now += 6
+    run.train(10, VALUES)
+    clock.now += 2
+    run.train(20, VALUES)
+  first, second = log(tmp_path)
+  assert first["images_per_second"] == pytest.approx(10 * 8 / 4)
+  assert first["waiting_for_data"] == pytest.approx(1 / 4)
+  assert second["images_per_second"] == pytest.approx(10 * 8 / 2)  # nothing is counted twice
+  assert second["waiting_for_data"] == 0
+
+
+def test_speed_of_a_continued_run_counts_its_own_steps(tmp_path, monkeypatch):
+  clock = Clock()
+  monkeypatch.setattr(monitor, "time", clock)
+  with watch(tmp_path, start=50) as run:
+    clock.now += 4
+    run.train(60, VALUES)
+  assert log(tmp_path)[0]["images_per_second"] == pytest.approx(10 * 8 / 4)
+
+
+def test_the_line_says_which_tasks_have_no_labels():
+  speed = {"images_per_second": 123.4, "waiting_for_data": 0.05}
+  line = monitor.describe(("va", "au"), VALUES, speed)
+  assert line == "loss 1.500  va 0.500 x0.25  au unlabelled  123 img/s  data 5%"
