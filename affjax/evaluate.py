@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,17 @@ class Scoring:
         out |= {f"au/f1/{n}": v for n, v in pairs}
     if {"va/ccc", "expression/f1", "au/f1"} <= set(out):
       out["p_mtl"] = out["va/ccc"] + out["expression/f1"] + out["au/f1"]
-    return {name: float(value) for name, value in out.items()}
+    return {name: float(value) + 0.0 for name, value in out.items()}  # no negative zeros
+
+  def names(self, labelled: Collection[str]) -> list[str]:
+    """The names that `scores` gives where the tasks in `labelled` have labels."""
+    known = {task: names for task, names in self.labels.items() if task in labelled}
+    outputs = {task: np.zeros((1, len(names)), np.float32) for task, names in known.items()}
+    mask = {task: np.ones((1,) if task == "expression" else values.shape)
+            for task, values in outputs.items()}  # fmt: skip
+    mask |= {name: np.ones(1) for name in self._hard}
+    shapes = jax.eval_shape(self.states, outputs, {"labels": outputs, "mask": mask})
+    return list(self.scores(jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)))
 
   def _expression(self, name: str, score: Mapping[str, Any]) -> Scores:
     out = {f"{name}/f1": score["f1"], f"{name}/accuracy": score["accuracy"]}
@@ -134,7 +144,7 @@ class Evaluator:
   ) -> None:
     sharding.check_batch(batch_size, mesh, "config.evaluate.batch_size")
     self.name = name
-    self._scoring = scoring
+    self.scoring = scoring
     self._mesh = mesh
     rows = pipeline.sequence(len(data), batch_size)
     self._count = len(rows)
@@ -162,7 +172,7 @@ class Evaluator:
       states = self._step(params, model_state, sharding.global_batch(batch, self._mesh))
       for name, state in metrics.to_host(states).items():
         merged[name] = merged[name].merge(state) if name in merged else state
-    return self._scoring.scores(merged), self._scoring.scores(merged, floor=True)
+    return self.scoring.scores(merged), self.scoring.scores(merged, floor=True)
 
 
 def evaluator(

@@ -35,17 +35,19 @@ class Data:
     """Opens a split in terms of the model's labels."""
     return records.records(self.build, split, self.labels, self.image_size)
 
+  def labelled(self, split: str, task: str) -> int:
+    """How many images of a split have labels of a task."""
+    count = self.summary["splits"][split].get(task, {}).get("labelled", 0)
+    return int(max(count.values(), default=0) if isinstance(count, dict) else count)
+
   def describe(self) -> str:
     """Counts per split and task; tasks without labels are masked and said to be."""
     config = f" {self.build.builder_config.name}" if self.build.builder_config else ""
     lines = [f"data   {self.build.name}{config} {self.build.version}"]
     for split in dict.fromkeys((self.train_split, self.select, *self.report)):
       counts = self.summary["splits"][split]
-      tasks = []
-      for task in self.labels:
-        labelled = counts.get(task, {}).get("labelled", 0)
-        number = max(labelled.values(), default=0) if isinstance(labelled, dict) else labelled
-        tasks.append(f"{task} {number:.0f}" if number else f"{task} unlabelled (masked)")
+      numbers = {task: self.labelled(split, task) for task in self.labels}
+      tasks = [f"{t} {n}" if n else f"{t} unlabelled (masked)" for t, n in numbers.items()]
       lines.append(f"       {split}: {counts['images']} images ({', '.join(tasks)})")
     return "\n".join(lines)
 

@@ -92,6 +92,13 @@ def run(config: Mapping[str, Any], where: Path, data_dir: str | None = None) -> 
   procedure = procedures.from_config(config)
   data = experiment.Data(config, data_dir)
   choose = evaluate.evaluator(config, data, data.select, procedure, mesh)
+  labelled = [task for task in data.labels if data.labelled(data.select, task)]
+  names = choose.scoring.names(labelled)
+  if config["checkpoint"]["metric"] not in names:
+    raise ValueError(
+      f"config.checkpoint.metric={config['checkpoint']['metric']!r}: the scores of"
+      f" {data.build.name} {data.select} are {', '.join(names)}"
+    )
   primary = jax.process_index() == 0
   if primary:
     workdir.record(where, config, {"devices": [str(d) for d in jax.devices()]})
@@ -162,7 +169,7 @@ def _loop(
             scores, floors = choose(current.averaged, current.model_state, progress=primary)
             watch.write(step, choose.name, scores)
             watch.say(evaluate.table(scores, floors, f"step {step}, {choose.name}"))
-            value = _metric(scores, settings["metric"])
+            value = scores[settings["metric"]]
           if step > start:
             saved.save(step, current, position | {"step": step}, value)
       if last or leaving:
@@ -185,12 +192,6 @@ def _loop(
   saved.close()
   batches.close()
   return last
-
-
-def _metric(scores: evaluate.Scores, name: str) -> float:
-  if name not in scores:
-    raise ValueError(f"config.checkpoint.metric={name!r}: the scores are {', '.join(scores)}")
-  return scores[name]
 
 
 def _picture(path: Path, procedure: Any, batch: Any, data: experiment.Data, whole: Any) -> None:

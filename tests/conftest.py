@@ -73,3 +73,28 @@ def tiny_ferplus(tmp_path_factory):
   build = records.builder("ferplus", "", str(root / "data"))
   prepare.prepare(build, str(write_ferplus(root / "source")))
   return build
+
+
+@pytest.fixture(scope="session")
+def tiny_faces(tmp_path_factory) -> str:
+  """A data_dir that holds the tiny synthetic faces."""
+  from affjax.data import prepare, records
+
+  data_dir = str(tmp_path_factory.mktemp("tiny_faces"))
+  prepare.prepare(records.builder("synthetic_faces", "tiny", data_dir))
+  return data_dir
+
+
+def debug_config(argument: str = "debug", **changes) -> dict:
+  """The flagship's config as plain types; `optimizer__learning_rate=1.0` changes a leaf."""
+  import json
+
+  from configs import vit_mtl
+
+  config = vit_mtl.get_config(argument)
+  for name, value in changes.items():
+    section, leaf = config, name.split("__")
+    for key in leaf[:-1]:
+      section = section[key]
+    section[leaf[-1]] = value
+  return json.loads(config.to_json_best_effort())

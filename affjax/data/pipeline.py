@@ -12,6 +12,7 @@ from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
 
 from affjax.data.records import Records
 
@@ -87,6 +88,8 @@ def batches(
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
   dataset = local.to_iter_dataset(options)
   if workers:
+    if not flags.FLAGS.is_parsed():
+      flags.FLAGS.mark_as_parsed()  # grain's workers read a flag; a notebook parses none
     dataset = dataset.mp_prefetch(
       grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
       worker_init_fn=_keep_off_accelerators,

@@ -1,0 +1,253 @@
+"""The main job from end to end, on tiny data and eight fake devices."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import jax
+import numpy as np
+import pytest
+from conftest import debug_config
+
+import affjax
+from affjax import checkpoints, evaluate, experiment, procedures, sharding, train
+from affjax.data import records
+
+ROOT = Path(__file__).parent.parent
+TIMING = ("images_per_second", "waiting_for_data")
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_faces, tmp_path_factory):
+  """A run of the debug config on eight devices: its folder and what `run` returned."""
+  where = tmp_path_factory.mktemp("finished")
+  return where, train.run(debug_config(), where, tiny_faces)
+
+
+def launch(where, data_dir, *arguments, devices=1):
+  """Starts the command line in another process."""
+  return subprocess.Popen(
+    [sys.executable, "-m", "affjax.main", "--config=configs/vit_mtl.py:debug",
+     f"--workdir={where}", f"--data_dir={data_dir}", *arguments],
+    cwd=ROOT,
+    env={**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )  # fmt: skip
+
+
+def log(where, kind="train"):
+  lines = [json.loads(line) for line in (where / "metrics.jsonl").read_text().splitlines()]
+  return [{k: v for k, v in e.items() if k not in TIMING} for e in lines if e["kind"] == kind]
+
+
+def last_state(where):
+  saved = checkpoints.Checkpoints(where / "checkpoints", read_only=True)
+  mesh = sharding.make_mesh()
+  abstract = experiment.abstract_state(procedures.from_config(debug_config()), mesh)
+  state, position = saved.restore(saved.latest, abstract)
+  saved.close()
+  return jax.device_get(state), position
+
+
+def test_a_run_leaves_what_a_reader_needs(finished):
+  where, result = finished
+  assert json.loads((where / "config.json").read_text()) == debug_config()
+  start = json.loads((where / "starts.jsonl").read_text())
+  assert start["versions"]["jax"] == jax.__version__
+  assert "pytest" in " ".join(start["command"])
+  assert list((where / "tensorboard").glob("events*"))
+  assert json.loads((where / "scores.json").read_text()) == result
+  assert [e["step"] for e in log(where)] == [5, 10, 15, 20]
+  assert [e["step"] for e in log(where, "validation")] == [10, 20]
+
+
+def test_every_score_stands_beside_its_floor_and_p_is_the_sum(finished):
+  _, result = finished
+  for split in ("validation", "test"):
+    scores, floors = result["scores"][split], result["floors"][split]
+    parts = ("va/ccc", "expression/f1", "au/f1")
+    assert scores["p_mtl"] == pytest.approx(sum(scores[p] for p in parts))
+    assert floors["p_mtl"] == pytest.approx(sum(floors[p] for p in parts))
+    assert floors["va/ccc"] == 0
+    assert {"expression/accuracy", "expression/cross_entropy", "au/f1/AU12"} <= set(floors)
+
+
+def test_the_first_batch_is_drawn(finished):
+  page = cv2.imread(str(finished[0] / train.PICTURE))
+  assert page.shape[0] > 200
+  assert page.shape[1] > 1000
+  assert page.std() > 20
+
+
+def test_the_checkpoints_that_stay_are_the_latest_and_the_best(finished):
+  where, result = finished
+  steps = {int(p.name) for p in (where / "checkpoints").iterdir() if p.name.isdigit()}
+  best = max(log(where, "validation"), key=lambda e: e["p_mtl"])["step"]
+  assert steps == {15, 20, best}
+  assert result["step"] == best
+
+
+def test_the_same_command_on_a_finished_run_changes_nothing(finished, tiny_faces):
+  where, result = finished
+  before = (where / "metrics.jsonl").read_text()
+  assert train.run(debug_config(), where, tiny_faces) == result
+  assert (where / "metrics.jsonl").read_text() == before
+
+
+def test_a_used_folder_refuses_another_config(finished, tiny_faces):
+  with pytest.raises(ValueError, match="optimizer.learning_rate was 0.001, is 0.5"):
+    train.run(debug_config(optimizer__learning_rate=0.5), finished[0], tiny_faces)
+
+
+def test_a_metric_that_does_not_exist_is_refused_before_the_run(tiny_faces, tmp_path):
+  with pytest.raises(ValueError, match="checkpoint.metric='f1'.*p_mtl"):
+    train.run(debug_config(checkpoint__metric="f1"), tmp_path / "run", tiny_faces)
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_notebook_predicts_what_evaluation_scored(finished, tiny_faces):
+  where, result = finished
+  config = debug_config()
+  predictor = affjax.load(str(where))
+  assert predictor.step == result["step"]
+  build = records.builder("synthetic_faces", "tiny", tiny_faces)
+  batch = records.records(build, "test", config["labels"], 112).batch(np.arange(32))
+  prediction = predictor.predict(batch["image"])
+  assert len(prediction) == 32
+  assert list(prediction.va) == ["valence", "arousal"]
+  assert list(prediction.au_probability)[6] == "AU12"
+  total = sum(prediction.expression_probability.values())
+  np.testing.assert_allclose(total, np.ones(32), atol=1e-6)
+  names = np.array(config["labels"]["expression"])
+  right = names[batch["labels"]["expression"].argmax(1)] == prediction.expression
+  assert right.mean() == pytest.approx(result["scores"]["test"]["expression/accuracy"])
+  assert prediction.rows()[3]["expression"] == prediction.expression[3]
+
+
+def test_a_prediction_does_not_depend_on_its_neighbours_or_on_where_the_image_is(
+  finished, tmp_path
+):
+  predictor = affjax.load(str(finished[0]))
+  images = np.random.default_rng(0).integers(0, 256, (70, 112, 112, 3), np.uint8)
+  together = predictor.outputs(images)
+  cv2.imwrite(str(tmp_path / "face.png"), images[69][..., ::-1])
+  alone = predictor.outputs([tmp_path / "face.png"])
+  for task in together:
+    np.testing.assert_array_equal(alone[task][0], together[task][69])
+
+
+def test_a_folder_without_a_run_is_named(tmp_path):
+  with pytest.raises(ValueError, match="holds no run"):
+    affjax.load(str(tmp_path))
+
+
+def test_another_data_set_can_be_scored(finished, tiny_faces, tiny_ferplus, capsys):
+  config = debug_config(data__image_size=112)
+  data_dir = str(Path(tiny_ferplus.data_dir).parent.parent)
+  result = evaluate.run(config, finished[0], data_dir, data_set="ferplus")
+  assert set(result["scores"]) == {"validation"}
+  assert "expression/strict/f1" in result["scores"]["validation"]
+  assert "va/ccc" not in result["scores"]["validation"]
+  assert "expression/official/accuracy" in capsys.readouterr().out
+
+
+def test_one_flipped_bit_is_named_and_the_step_before_is_used(
+  finished, tiny_faces, tmp_path, capfd
+):
+  where = tmp_path / "run"
+  config = debug_config(steps=10)
+  calm = train.run(config, where, tiny_faces)
+  victim = max((where / "checkpoints" / "10" / "state").rglob("*"), key=lambda p: p.stat().st_size)
+  content = bytearray(victim.read_bytes())
+  content[len(content) // 2] ^= 1
+  victim.write_bytes(content)
+  assert train.run(config, where, tiny_faces)["scores"] == calm["scores"]
+  said = capfd.readouterr()
+  assert f"10 refused: {victim.relative_to(where / 'checkpoints' / '10')}" in said.err
+  assert "continues from step 5" in said.out
+  assert (where / "checkpoints" / "damaged" / "10").is_dir()
+
+
+@pytest.mark.slow
+def test_one_device_eight_devices_and_two_processes_train_alike(finished, tiny_faces, tmp_path):
+  eight, _ = finished
+  one, two = tmp_path / "one", tmp_path / "two"
+  single = launch(one, tiny_faces, "--config.log_every=1")
+  assert single.wait() == 0, single.stdout.read()
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    port = free.getsockname()[1]
+  pair = [
+    launch(two, tiny_faces, "--config.log_every=1", f"--coordinator=localhost:{port}",
+           "--processes=2", f"--process={i}", devices=2)
+    for i in range(2)
+  ]  # fmt: skip
+  said = [p.communicate()[0] for p in pair]
+  assert [p.returncode for p in pair] == [0, 0], said
+  expected = log(one)
+  assert len(expected) == 20
+  for found in (log(two), log(eight)):
+    by_step = {e["step"]: e for e in expected}
+    for entry in found:
+      for name in (n for n in entry if n.startswith(("loss", "weight"))):
+        assert entry[name] == pytest.approx(by_step[entry["step"]][name], rel=2e-4, abs=2e-5), name
+  scores = lambda where: log(where, "validation")[-1]["p_mtl"]
+  assert scores(two) == pytest.approx(scores(one), abs=2e-3)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_eight_devices_restores_on_one(finished, tiny_faces):
+  where, _ = finished
+  process = launch(where, tiny_faces, "--mode=evaluate", "--splits=test", devices=1)
+  said = process.communicate()[0]
+  assert process.returncode == 0, said
+  scores = json.loads((where / "scores.json").read_text())["scores"]["test"]
+  shown = next(line for line in said.splitlines() if "p_mtl" in line).split()[1]
+  assert float(shown) == pytest.approx(scores["p_mtl"], abs=2e-3)
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_leaves_and_the_same_command_ends_with_the_same_bits(
+  finished, tiny_faces, tmp_path
+):
+  calm, stopped = tmp_path / "calm", tmp_path / "stopped"
+  process = launch(calm, tiny_faces, "--config.log_every=1")
+  assert process.wait() == 0
+  process = launch(stopped, tiny_faces, "--config.log_every=1")
+  for line in process.stdout:
+    if line.startswith("step 3/"):
+      process.send_signal(signal.SIGINT)
+      break
+  said = process.communicate()[0]
+  assert process.returncode == 128 + signal.SIGINT, said
+  assert "the same command continues" in said
+  process = launch(stopped, tiny_faces, "--config.log_every=1")
+  said = process.communicate()[0]
+  assert process.returncode == 0, said
+  assert "continues from step" in said
+  assert log(stopped) == log(calm)
+  left, right = last_state(calm), last_state(stopped)
+  assert left[1] == right[1]
+  jax.tree.map(np.testing.assert_array_equal, left[0], right[0])
+
+
+@pytest.mark.slow
+def test_nothing_is_lost_when_the_run_is_killed(tiny_faces, tmp_path):
+  result = subprocess.run(
+    [sys.executable, "scripts/kill_test.py", "--kills=4", "--saves=2", "--workers=0,2",
+     f"--data_dir={tiny_faces}", f"--keep={tmp_path}"],
+    cwd=ROOT,
+    env={**os.environ, "XLA_FLAGS": ""},
+    capture_output=True,
+    text=True,
+  )  # fmt: skip
+  assert result.returncode == 0, result.stdout + result.stderr
+  assert "equal to the bit" in result.stdout
+  assert "orbax-checkpoint-tmp left" in result.stdout
