@@ -63,7 +63,10 @@ def _join_cluster() -> None:
 
 def _config() -> dict[str, Any]:
   """The config as plain JSON types, so that what is compared on resume is what was saved."""
-  return json.loads(_CONFIG.value.to_json_best_effort())
+  try:
+    return json.loads(_CONFIG.value.to_json_best_effort())
+  except OSError as e:
+    raise ValueError(f"--config: {e}") from e
 
 
 def _run() -> None:
@@ -113,7 +116,11 @@ def _mendable(error: BaseException) -> bool:
 
 
 def _one_line(error: BaseException) -> str:
-  return " ".join(str(error).split())
+  # ml_collections wraps what a config raised into the text of a traceback.
+  text = re.sub(r"(?s)Error whilst parsing config file.*Traceback.*?\n\w*Error: ", "", str(error))
+  # Of a KeyError str() is a repr, and ml_collections may have made another of it.
+  text = text.replace("\\n", " ").replace("\\'", "'").replace('\\"', '"').strip("'\"")
+  return " ".join(text.split())
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

@@ -47,7 +47,7 @@ def _say_size(build: Any, folder: Path) -> None:
   # Beside `folder`: the first ancestor that exists tells the space that is left.
   exists = next(p for p in folder.parents if p.exists())
   free = shutil.disk_usage(exists).free / 2**30
-  megabytes = getattr(build, "EXPECTED_MEGABYTES", None)
+  megabytes = getattr(build, "expected_megabytes", None)
   about = f"about {megabytes} MB" if megabytes else "size unknown before it is read"
   print(f"{build.name}: building in {folder} ({about}; {free:.0f} GB free)", file=sys.stderr)
 

@@ -108,6 +108,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
   VERSION = tfds.core.Version("1.0.0")
   RELEASE_NOTES = {"1.0.0": "Votes, soft labels, two majority rules, dev split."}
+  expected_megabytes = 80  # of all 35,887 images
   MANUAL_DOWNLOAD_INSTRUCTIONS = """
   A folder with `fer2013new.csv` (github.com/microsoft/FERPlus) and `FER2013Train`,
   `FER2013Valid` (and `FER2013Test`) as folders of PNG files or as zips of them, as that
