@@ -41,8 +41,8 @@ DATA = {
   "ferplus": dict(
     data=dict(image_size=48, train="train", select="dev", report=("validation",)),
     variant="mu/8",
-    batch_size=32,  # a ViT starts to learn after about 1,000 updates, whatever their size
-    steps=24_000,
+    batch_size=32,  # learning starts after a number of updates, whatever their size
+    steps=20_000,
     drop_path_rate=0.1,
     evaluate_every=1000,
     metric="expression/strict/accuracy",

@@ -10,7 +10,7 @@ from affjax import losses
 from affjax.models import affect, decoders
 
 OUTPUTS = {"va": 2, "expression": 8, "au": 12}
-SMALL = dict(input_width=24, width=32, num_heads=4)
+SMALL = dict(input_width=24, input_length=9, width=32, num_heads=4)
 
 
 def tokens(length=9, width=24):
@@ -84,7 +84,7 @@ def test_the_order_of_the_image_tokens_does_not_matter_but_their_content_does():
 
 
 def test_the_linear_decoder_is_mean_pooling_and_one_layer_per_task():
-  decoder = decoders.Linear(outputs=OUTPUTS, input_width=24, rngs=nnx.Rngs(0))
+  decoder = decoders.Linear(outputs=OUTPUTS, input_width=24, input_length=9, rngs=nnx.Rngs(0))
   outputs, maps = decoder(tokens(), attention=True)
   assert maps == {}
   pooled = np.array(tokens()).mean(1)

@@ -17,7 +17,7 @@ class AffectModel(nnx.Module):
 
   An encoder takes `image_size`, `dtype` and `rngs` besides what its section says, maps images to
   tokens [batch, length, width] and has the attribute `width`. A decoder takes `outputs`,
-  `input_width`, `dtype` and `rngs`, and maps tokens to one output per task. Both are called with
+  `input_width`, `input_length`, `dtype` and `rngs`, and maps tokens to one output per task. Both are called with
   `train`, `rngs` and `attention`.
   """
 
@@ -46,7 +46,9 @@ class AffectModel(nnx.Module):
     """
     common = dict(dtype=jnp.dtype(dtype), rngs=rngs)
     self.encoder = build(encoder, _PACKAGE, image_size=image_size, **common)
-    sizes = dict(outputs=dict(outputs), input_width=self.encoder.width)
+    sizes = dict(
+      outputs=dict(outputs), input_width=self.encoder.width, input_length=self.encoder.num_tokens
+    )
     self.decoder = build(decoder, _PACKAGE, **sizes, **common)
 
   def __call__(

@@ -10,6 +10,8 @@ from affjax.models import layers
 
 _VA_ACTIVATIONS = {"tanh": jnp.tanh, "identity": lambda x: x}
 _LAYOUTS = ("task",)
+# Spread of the first biases: at 2, half of a head's attention is on about a tenth of the places.
+_POSITION_BIAS = 2.0
 
 
 class TaskTokens(nnx.Module):
@@ -29,6 +31,9 @@ class TaskTokens(nnx.Module):
   - The image tokens are projected to the width where it differs: CODE. There they also pass a
     self-attention layer with positions; here the encoder is a transformer and has both: INFERRED.
   - One token and one head per task: INFERRED. There each unit has a token and all share one head.
+  - `position_bias`: each head of each layer starts by looking at places of its own, which it then
+    learns, as a bias of its attention to the image. Without it attention starts out as a plain
+    mean over the image, and the flagship needs thousands of updates to leave it: INFERRED.
   - tanh on valence and arousal: INFERRED.
   """
 
@@ -37,12 +42,14 @@ class TaskTokens(nnx.Module):
     *,
     outputs: Mapping[str, int],
     input_width: int,
+    input_length: int,
     width: int = 128,
     depth: int = 2,
     num_heads: int = 8,
     layout: str = "task",
     dropout_rate: float = 0.1,
     va_activation: str = "tanh",
+    position_bias: bool = True,
     dtype: str | jnp.dtype = "float32",
     rngs: nnx.Rngs,
   ) -> None:
@@ -51,12 +58,14 @@ class TaskTokens(nnx.Module):
     Args:
       outputs: task -> size of its output, such as {"va": 2, "expression": 8, "au": 12}.
       input_width: channels of the encoder's tokens.
+      input_length: their number.
       width: channels of the task tokens.
       depth: number of layers.
       num_heads: attention heads; must divide `width`.
       layout: "task", one token for each task.
       dropout_rate: probability of dropping a unit of what attention or MLP adds.
       va_activation: "tanh" keeps the output "va" in (-1, 1); "identity" leaves it free.
+      position_bias: whether attention to the image has a learned bias per head, token and place.
       dtype: dtype of the activations; parameters and heads are float32.
       rngs: source of the parameters' keys.
 
@@ -70,6 +79,9 @@ class TaskTokens(nnx.Module):
     self.project = None if same else nnx.Linear(input_width, width, dtype=dtype, rngs=rngs)
     token_init = nnx.initializers.normal(1.0)
     self.tokens = nnx.Param(token_init(rngs.params(), (len(outputs), width)))
+    bias_init = nnx.initializers.normal(_POSITION_BIAS)
+    bias_shape = (depth, num_heads, len(outputs), input_length)
+    self.position_bias = nnx.Param(bias_init(rngs.params(), bias_shape)) if position_bias else None
     block = dict(dropout_rate=dropout_rate, dtype=dtype, rngs=rngs)
     self.self_blocks = nnx.List(layers.Block(width, num_heads, **block) for _ in range(depth))
     self.cross_blocks = nnx.List(layers.CrossBlock(width, num_heads, **block) for _ in range(depth))
@@ -100,9 +112,11 @@ class TaskTokens(nnx.Module):
     image = tokens if self.project is None else self.project(tokens)
     x = jnp.broadcast_to(self.tokens[...], (len(tokens), *self.tokens.shape)).astype(image.dtype)
     maps = {"tokens": [], "image": []}
-    for self_block, cross_block in zip(self.self_blocks, self.cross_blocks, strict=True):
+    blocks = zip(self.self_blocks, self.cross_blocks, strict=True)
+    for layer, (self_block, cross_block) in enumerate(blocks):
+      bias = None if self.position_bias is None else self.position_bias[layer]
       x, token_maps = self_block(x, **options)
-      x, image_maps = cross_block(x, image, **options)
+      x, image_maps = cross_block(x, image, bias, **options)
       maps["tokens"].append(token_maps)
       maps["image"].append(image_maps)
     outputs = self.heads(self.norm(x))
@@ -119,12 +133,13 @@ class Linear(nnx.Module):
     *,
     outputs: Mapping[str, int],
     input_width: int,
+    input_length: int,
     va_activation: str = "tanh",
     dtype: str | jnp.dtype = "float32",
     rngs: nnx.Rngs,
   ) -> None:
     """Builds the decoder; arguments as in `TaskTokens`. It is float32 whatever `dtype` is."""
-    del dtype
+    del dtype, input_length
     self.heads = Heads(outputs, input_width, va_activation, rngs=rngs)
 
   def __call__(

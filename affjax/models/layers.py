@@ -86,13 +86,14 @@ class CrossBlock(nnx.Module):
     self,
     x: jax.Array,
     context: jax.Array,
+    bias: jax.Array | None = None,
     *,
     train: bool = False,
     rngs: nnx.Rngs | None = None,
     attention: bool = False,
   ) -> tuple[jax.Array, jax.Array | None]:
     """Maps [batch, queries, width] to the same, given `context` [batch, keys, width]."""
-    y, maps = self.attention(self.attention_norm(x), context, attention=attention)
+    y, maps = self.attention(self.attention_norm(x), context, bias, attention=attention)
     x = x + self.dropout(y, deterministic=not train, rngs=rngs)
     return x + self.mlp(self.mlp_norm(x), train=train, rngs=rngs), maps
 
@@ -142,20 +143,26 @@ class CrossAttention(nnx.Module):
     self.out = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
 
   def __call__(
-    self, x: jax.Array, context: jax.Array, *, attention: bool = False
+    self,
+    x: jax.Array,
+    context: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    attention: bool = False,
   ) -> tuple[jax.Array, jax.Array | None]:
     """Lets every position of `x` look at every position of `context`.
 
     Args:
       x: [batch, queries, width].
       context: [batch, keys, width].
+      bias: [heads, queries, keys] float32, added to the logits.
       attention: whether to give the maps.
 
     Returns:
       [batch, queries, width], and the maps as `Attention` gives them.
     """
     key, value = jnp.split(self.key_value(context), 2, axis=-1)
-    y, maps = _attend(self.query(x), key, value, self.num_heads)
+    y, maps = _attend(self.query(x), key, value, self.num_heads, bias)
     return self.out(y), maps if attention else None
 
 
@@ -206,12 +213,19 @@ def _check_heads(width: int, num_heads: int) -> None:
 
 
 def _attend(
-  query: jax.Array, key: jax.Array, value: jax.Array, num_heads: int
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  num_heads: int,
+  bias: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """[batch, queries, width] and the maps; plain products, which nothing on a CPU beats."""
   heads = lambda x: x.reshape(*x.shape[:2], num_heads, -1)
   query, key, value = heads(query), heads(key), heads(value)
   logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
-  maps = jax.nn.softmax(logits * query.shape[-1] ** -0.5)
+  logits = logits * query.shape[-1] ** -0.5
+  if bias is not None:
+    logits = logits + bias[None]
+  maps = jax.nn.softmax(logits)
   y = jnp.einsum("bhqk,bkhd->bqhd", maps.astype(value.dtype), value)
   return y.reshape(*y.shape[:2], -1), maps

@@ -69,7 +69,9 @@ class ViT(nnx.Module):
     self.image_size, self.width = image_size, width
     self.num_tokens = (image_size // self.patch_size) ** 2
     self.stem = _build_stem(stem, stem_depth, self.patch_size, width, dtype, rngs)
-    position_init = nnx.initializers.normal(0.02)
+    # As large as the tokens: at the usual 0.02 a small set takes thousands of updates to find out
+    # where things are.
+    position_init = nnx.initializers.normal(1.0)
     self.positions = nnx.Param(position_init(rngs.params(), (1, self.num_tokens, width)))
     self.dropout = nnx.Dropout(dropout_rate)
     self.blocks = nnx.List(
