@@ -65,6 +65,7 @@ def test_permuting_tokens_and_heads_permutes_the_outputs():
   decoder = nnx.clone(small())
   order = ("au", "va", "expression")
   decoder.tokens[...] = decoder.tokens[...][jnp.array([2, 0, 1])]
+  decoder.position_bias[...] = decoder.position_bias[...][:, :, jnp.array([2, 0, 1])]
   decoder.heads.tasks = order
   outputs = decoder(tokens())
   assert tuple(outputs) == order
@@ -75,12 +76,14 @@ def test_permuting_tokens_and_heads_permutes_the_outputs():
   assert not np.allclose(decoder(tokens())["au"], small()(tokens())["au"], atol=1e-3)
 
 
-def test_the_order_of_the_image_tokens_does_not_matter_but_their_content_does():
-  outputs = small()(tokens())
-  for task, x in small()(tokens()[:, ::-1]).items():
-    np.testing.assert_allclose(x, outputs[task], atol=1e-6)
-  for task, x in small()(tokens()[::-1]).items():
-    assert not np.allclose(x, outputs[task], atol=1e-3)
+@pytest.mark.parametrize("position_bias", [False, True])
+def test_the_order_of_the_image_tokens_matters_to_the_position_bias_alone(position_bias):
+  decoder = small(position_bias=position_bias)
+  outputs = decoder(tokens())
+  for task, x in decoder(tokens()[:, ::-1]).items():
+    assert np.allclose(x, outputs[task], atol=1e-6) != position_bias
+  for task, x in decoder(tokens()[::-1]).items():
+    assert not np.allclose(x, outputs[task], atol=1e-4)
 
 
 def test_the_linear_decoder_is_mean_pooling_and_one_layer_per_task():

@@ -16,9 +16,9 @@ class AffectModel(nnx.Module):
   """Encoder -> decoder, both built from their sections of a config.
 
   An encoder takes `image_size`, `dtype` and `rngs` besides what its section says, maps images to
-  tokens [batch, length, width] and has the attribute `width`. A decoder takes `outputs`,
-  `input_width`, `input_length`, `dtype` and `rngs`, and maps tokens to one output per task. Both are called with
-  `train`, `rngs` and `attention`.
+  tokens [batch, length, width], and has the attributes `width` and `num_tokens`. A decoder takes
+  `outputs`, `input_width`, `input_length`, `dtype` and `rngs`, and maps tokens to one output per
+  task. Both are called with `train`, `rngs` and `attention`.
   """
 
   def __init__(
