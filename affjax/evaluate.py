@@ -191,17 +191,22 @@ def evaluator(
 
 
 def table(scores: Scores, floors: Scores, title: str) -> str:
-  """The scores as text, each with its floor: the best constant answer on the same labels."""
-  main = [n for n in scores if n.count("/") < 2 or n in floors]
+  """The scores as text, each with its floor: the best constant answer on the same labels.
+
+  Scores of single labels stand in a line of their own kind, their floors in brackets.
+  """
+  single = [n for n in scores if n.rpartition("/")[0] in scores]
+  main = [n for n in scores if n not in single]
   width = max(map(len, main), default=0)
   lines = [title, f"  {'':{width}}   score   floor"]
   for name in main:
     floor = f"{floors[name]:7.3f}" if name in floors else "      -"
     lines.append(f"  {name:{width}} {scores[name]:7.3f} {floor}")
-  for prefix in dict.fromkeys(n.rpartition("/")[0] for n in scores if n not in main):
-    parts = [n for n in scores if n.rpartition("/")[0] == prefix and n not in main]
-    each = "  ".join(f"{n.rpartition('/')[2]} {scores[n]:.2f}" for n in parts)
-    lines.append(f"  {prefix}: {each}")
+  for kind in dict.fromkeys(n.rpartition("/")[0] for n in single):
+    parts = [n for n in single if n.rpartition("/")[0] == kind]
+    floor = lambda n: f" ({floors[n]:.2f})" if n in floors else ""
+    each = "  ".join(f"{n.rpartition('/')[2]} {scores[n]:.2f}{floor(n)}" for n in parts)
+    lines.append(f"  {kind}: {each}")
   return "\n".join(lines)
 
 

@@ -34,6 +34,8 @@ def prepare(build: Any, source: str | None = None) -> dict[str, Any]:
   with records.lock(folder.parent / f".{build.name}.lock"):
     if not records.is_prepared(build):
       _say_size(build, folder)
+      if getattr(build, "draws_progress", False):
+        tfds.disable_progress_bar()
       download = tfds.download.DownloadConfig(manual_dir=source) if source else None
       build.download_and_prepare(file_format="array_record", download_config=download)
     return records.summary(build)

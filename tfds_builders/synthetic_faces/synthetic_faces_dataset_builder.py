@@ -58,6 +58,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     ),
   ]
 
+  draws_progress = True  # its own bars have an estimate of the time left
+
   @property
   def expected_megabytes(self) -> float:
     """About what a build takes on disk: 7 kB a picture."""
