@@ -146,14 +146,15 @@ def _loop(
   train_step = jax.jit(procedure.train_step, donate_argnums=0, out_shardings=whole)
   batches = training_batches(config, data, mesh, start)
   step, pending, flying = start, None, None
-  with monitor.Monitor(
+  watch = monitor.Monitor(
     where,
     tasks=config["labels"],
     steps=config["steps"],
     start=start,
     batch_size=config["batch_size"],
     primary=primary,
-  ) as watch:
+  )
+  with contextlib.closing(saved), contextlib.closing(batches), watch:
     while True:
       # Invariant: `current` has seen `step` updates and `batches` has given `step` batches.
       last = step == config["steps"]
@@ -189,8 +190,6 @@ def _loop(
       step += 1
       watch.advance()
       pending = (step, metrics) if step % config["log_every"] == 0 else None
-  saved.close()
-  batches.close()
   return last
 
 

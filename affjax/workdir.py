@@ -84,11 +84,13 @@ def record(workdir: Path, config: Mapping[str, Any], facts: Mapping[str, Any]) -
 
 def _git() -> str | None:
   """The commit of the code, with "+" if it has uncommitted changes; None outside a checkout."""
-  here = Path(__file__).parent
+  here = Path(__file__).resolve().parent
   try:
     run = lambda *args: subprocess.run(
       ["git", *args], cwd=here, capture_output=True, text=True, check=True, timeout=10
     ).stdout.strip()
+    if Path(run("rev-parse", "--show-toplevel")) != here.parent:
+      return None  # installed somewhere inside another project
     return run("rev-parse", "HEAD") + ("+" if run("status", "--porcelain") else "")
   except (OSError, subprocess.SubprocessError):
     return None
