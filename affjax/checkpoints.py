@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import flags
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
@@ -130,6 +131,17 @@ def pick(root: Path, which: str) -> int:
   return step
 
 
+def _let_barriers_be_no_collectives() -> None:
+  """Makes Orbax's background thread wait through the coordination service.
+
+  Its default is a collective, which nothing keeps in order with those of the step and of evaluation
+  on the other processes.
+  """
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()
+  flags.FLAGS.experimental_orbax_use_distributed_barrier = True
+
+
 class Checkpoints:
   """The checkpoints of one run.
 
@@ -162,6 +174,7 @@ class Checkpoints:
         self.root.mkdir(parents=True, exist_ok=True)
       latest = latest_intact(self.root, repair=not read_only, say=_say)
     if jax.process_count() > 1:
+      _let_barriers_be_no_collectives()
       agreed = multihost_utils.broadcast_one_to_all(np.int32(-1 if latest is None else latest))
       latest = None if agreed < 0 else int(agreed)
     self.latest: int | None = latest

@@ -9,7 +9,7 @@ from typing import Any
 import grain
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 from tqdm import tqdm
 
 from affjax import checkpoints, experiment, metrics, procedures, sharding, workdir
@@ -118,6 +118,21 @@ class Scoring:
     return out
 
 
+def merge(rows: Mapping[str, Any], into: Mapping[str, Any] | None = None) -> dict[str, Any]:
+  """Merges metric states that are stacked along a first axis, in float64.
+
+  Args:
+    rows: name -> metric whose arrays are [count, ...].
+    into: name -> metric to which they are added; None: nothing yet.
+  """
+  merged = dict(into or {})
+  for name, stacked in metrics.to_host(rows).items():
+    for i in range(len(jax.tree.leaves(stacked)[0])):
+      state = jax.tree.map(lambda x, i=i: x[i], stacked)
+      merged[name] = merged[name].merge(state) if name in merged else state
+  return merged
+
+
 class Evaluator:
   """Scores one split, batch by batch, any number of times.
 
@@ -155,23 +170,31 @@ class Evaluator:
       processes=jax.process_count(),
       threads=threads,
     )
-    score = lambda params, model_state, batch: scoring.states(
-      predict(params, model_state, batch["image"]), batch
+    # Each part of the mesh's data axis gives states of its own: scoring needs no collective.
+    parts = jax.shard_map(
+      lambda *args: jax.tree.map(lambda x: x[None], scoring.states(*args)),
+      mesh=mesh,
+      in_specs=PartitionSpec("data"),
+      out_specs=PartitionSpec("data"),
+      check_vma=False,
     )
-    self._step = jax.jit(score, out_shardings=sharding.replicated(mesh))
+    self._step = jax.jit(
+      lambda params, model_state, batch: parts(predict(params, model_state, batch["image"]), batch),
+      out_shardings=sharding.split_batch(mesh),
+    )
 
   def __call__(
     self, params: Any, model_state: Any, progress: bool = False
   ) -> tuple[Scores, Scores]:
     """Returns the scores and their floors."""
-    merged: dict[str, Any] = {}
+    merged: dict[str, Any] | None = None
     bar = tqdm(
       self._batches, self.name, self._count, leave=False, disable=None if progress else True
     )
     for batch in bar:
       states = self._step(params, model_state, sharding.global_batch(batch, self._mesh))
-      for name, state in metrics.to_host(states).items():
-        merged[name] = merged[name].merge(state) if name in merged else state
+      merged = merge(sharding.local_rows(states), merged)
+    merged = merge(sharding.all_rows(merged))
     return self.scoring.scores(merged), self.scoring.scores(merged, floor=True)
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
@@ -54,3 +55,29 @@ def global_batch(batch: Any, mesh: Mesh) -> Any:
   return jax.tree.map(
     lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch
   )
+
+
+def local_rows(tree: Any) -> Any:
+  """Global arrays, split along the data axis -> this process's rows as host arrays."""
+
+  def rows(x: jax.Array) -> np.ndarray:
+    parts = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+    return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+
+  return jax.tree.map(rows, tree)
+
+
+def all_rows(tree: Any) -> Any:
+  """One host array of each process -> all of them, stacked along a new first axis.
+
+  Bytes travel rather than numbers: jax would round float64 to float32.
+  """
+  if jax.process_count() == 1:
+    return jax.tree.map(lambda x: np.asarray(x)[None], tree)
+
+  def gather(x: np.ndarray) -> np.ndarray:
+    x = np.asarray(x)
+    every = multihost_utils.process_allgather(np.frombuffer(x.tobytes(), np.uint8))
+    return np.stack([np.frombuffer(row.tobytes(), x.dtype).reshape(x.shape) for row in every])
+
+  return jax.tree.map(gather, tree)

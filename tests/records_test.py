@@ -442,3 +442,12 @@ def test_a_build_that_failed_can_be_repeated(tmp_path):
     prepare.prepare(build, str(source))
   shutil.move(tmp_path / "aside", source / "FER2013Valid")
   assert prepare.prepare(build, str(source))["splits"]["validation"]["images"] == 12
+
+
+def test_a_batch_of_padding_alone_is_zeros(tiny_ferplus):
+  build = tiny_ferplus
+  split = records.records(build, "validation", {"expression": labels.EXPRESSION_MTL}, 48)
+  batch = split.batch(np.full(4, -1))
+  assert not batch["image"].any()
+  assert not batch["mask"]["expression"].any()
+  assert (batch["index"] == -1).all()

@@ -98,7 +98,8 @@ class Shards:
     """The serialised records of `rows`, in that order."""
     if "source" not in self.__dict__:
       self.__dict__["source"] = array_record_data_source.ArrayRecordDataSource(list(self.paths))
-    return self.__dict__["source"].__getitems__([int(r) for r in rows])
+    # The source refuses an empty list, which is what a share of padding alone asks for.
+    return self.__dict__["source"].__getitems__([int(r) for r in rows]) if len(rows) else []
 
   def where(self, row: int) -> str:
     """Names the shard and the record of a row, for messages."""
