@@ -119,7 +119,9 @@ def _one_line(error: BaseException) -> str:
   # ml_collections wraps what a config raised into the text of a traceback.
   text = re.sub(r"(?s)Error whilst parsing config file.*Traceback.*?\n\w*Error: ", "", str(error))
   # Of a KeyError str() is a repr, and ml_collections may have made another of it.
-  text = text.replace("\\n", " ").replace("\\'", "'").replace('\\"', '"').strip("'\"")
+  text = text.replace("\\n", " ").replace("\\'", "'").replace('\\"', '"')
+  if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+    text = text[1:-1]
   return " ".join(text.split())
 
 
