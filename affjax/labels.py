@@ -19,7 +19,11 @@ EXPRESSION_MTL = (
   "surprise",
   "other",
 )
+# ABAW1-2: without `other`.
 EXPRESSION_SEVEN = EXPRESSION_MTL[:7]
+# ABAW4's learning from synthetic data (Kollias, 2022, arXiv:2207.01138): alphabetical, so an index
+# is one less than among the seven.
+EXPRESSION_LSD = EXPRESSION_MTL[1:7]
 # FER+ (Barsoum et al., 2016, arXiv:1608.01041), in the column order of fer2013new.csv.
 EXPRESSION_FERPLUS = (
   "neutral",
@@ -31,8 +35,37 @@ EXPRESSION_FERPLUS = (
   "fear",
   "contempt",
 )
+# AffectNet (Mollahosseini et al., 2017, arXiv:1708.03985), its codes 0 to 7.
+EXPRESSION_AFFECTNET = (
+  "neutral",
+  "happiness",
+  "sadness",
+  "surprise",
+  "fear",
+  "disgust",
+  "anger",
+  "contempt",
+)
+# The compound expressions of ABAW6-8 (Kollias et al., 2024, arXiv:2402.19344).
+EXPRESSION_COMPOUND = (
+  "fearfully surprised",
+  "happily surprised",
+  "sadly surprised",
+  "disgustedly surprised",
+  "angrily surprised",
+  "sadly fearful",
+  "sadly angry",
+)
+# Every basic expression that some set names.
+EXPRESSIONS = (*EXPRESSION_MTL, "contempt")
 
+# ABAW2-11; ABAW1 had eight.
 AU_MTL = ("AU1", "AU2", "AU4", "AU6", "AU7", "AU10", "AU12", "AU15", "AU23", "AU24", "AU25", "AU26")
+AU_ABAW1 = ("AU1", "AU2", "AU4", "AU6", "AU12", "AU15", "AU20", "AU25")
+
+# What the official files write where there is no label. Past `annotations` there are masks.
+VA_UNLABELLED = -5.0
+UNLABELLED = -1  # of an expression, of a unit
 
 
 def remap(source: Sequence[str], target: Sequence[str]) -> np.ndarray:

@@ -37,7 +37,8 @@ def builder(name: str, config: str = "", data_dir: str | None = None) -> Any:
 
   Args:
     name: folder in `tfds_builders`.
-    config: one of the builder's configs; empty: its first, or none if it has none.
+    config: one of the builder's configs; empty: its first, or none if it has none. A builder with
+      `name_config` makes one of any name: the user's own data.
     data_dir: where prepared data lives; None: TFDS's default place.
 
   Raises:
@@ -47,9 +48,12 @@ def builder(name: str, config: str = "", data_dir: str | None = None) -> Any:
     raise ValueError(f"data set {name!r}: use one of {', '.join(names())}")
   cls = importlib.import_module(f"tfds_builders.{name}.{name}_dataset_builder").Builder
   known = [c.name for c in cls.BUILDER_CONFIGS]
-  if config and config not in known:
+  chosen: Any = config or None
+  if hasattr(cls, "name_config"):
+    chosen = cls.name_config(config)
+  elif config and config not in known:
     raise ValueError(f"data set {name!r} has no config {config!r}; it has {known or 'none'}")
-  return cls(data_dir=data_dir and os.path.expanduser(data_dir), config=config or None)
+  return cls(data_dir=data_dir and os.path.expanduser(data_dir), config=chosen)
 
 
 def is_prepared(build: Any) -> bool:
