@@ -226,7 +226,7 @@ def write(path: str | Path, task: str, rows: Annotations, header: str = "") -> N
   again = parse(text, task, str(path), video=path.stem)
   if again.images != tuple(rows.images):
     raise ValueError(
-      f"{path}: a {form.name} holds frames 1, 2, 3, ... of its video {path.stem!r}, these rows others"
+      f"{path}: a {form.name} holds frames 1, 2, 3, ... of its video {path.stem!r}, not other rows"
     )
   path.write_text(text, encoding="ascii", newline="\n")
 
