@@ -261,7 +261,7 @@ def _text(path: Path) -> str:
     raise ValueError(f"{path}: no such file or folder")
   content = path.read_bytes()
   try:
-    return content.decode("utf-8-sig")
+    return content.decode()
   except UnicodeDecodeError as e:
     number = content.count(b"\n", 0, e.start) + 1
     raise ValueError(f"{path}:{number}: not a text file (byte {content[e.start]:#04x})") from None
@@ -270,7 +270,7 @@ def _text(path: Path) -> str:
 def _format(first: str, task: str, name: str) -> Format:
   if task not in FORMATS:
     raise ValueError(f"task {task!r}: use one of {', '.join(FORMATS)}")
-  header = first.removesuffix("\r")
+  header = first.removeprefix("\ufeff").removesuffix("\r")
   for form in FORMATS[task]:
     if form.header == header:
       return form
