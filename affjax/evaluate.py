@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from affjax import checkpoints, experiment, metrics, procedures, sharding, workdir
 from affjax.data import pipeline, records
+from affjax.labels import remap
 
 SCORES = "scores.json"
 
@@ -26,48 +27,71 @@ class Scoring:
 
   Attributes:
     labels: task -> names of the model's outputs.
+    scored: task -> those of them that are scored, in that order; {} = all.
     rules: names of the rules under which an image has a hard expression; () where every labelled
       image has one.
-    classes: names of the expressions that are scored; () = all of the model's.
   """
 
   labels: Mapping[str, Sequence[str]]
+  scored: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
   rules: tuple[str, ...] = ()
-  classes: tuple[str, ...] = ()
 
   @classmethod
   def of(cls, labels: Mapping[str, Sequence[str]], described: Mapping[str, Any]) -> "Scoring":
-    """From a model's labels and a data set's metadata."""
+    """From a model's labels and a data set's metadata.
+
+    What the data set does not label at all is not scored: as a class or unit without support it
+    would count as 0. Nor are expressions that the data set itself leaves out of its scores.
+    """
     expression = described.get("scoring", {}).get("expression", {})
-    known = labels.get("expression", ())
-    classes = tuple(c for c in expression.get("classes", ()) if c in known)
-    return cls(dict(labels), tuple(expression.get("rules", ())), classes)
+    scored = {}
+    for task, names in labels.items():
+      there = remap(described["labels"].get(task, ()), names).any(0)
+      scored[task] = [name for name, has in zip(names, there, strict=True) if has]
+    if "classes" in expression and "expression" in scored:
+      scored["expression"] = [c for c in expression["classes"] if c in scored["expression"]]
+    return cls(dict(labels), scored, tuple(expression.get("rules", ())))
+
+  def names_of(self, task: str) -> Sequence[str]:
+    """Names of the scored outputs of a task."""
+    return self.scored.get(task, self.labels.get(task, ()))
 
   @property
-  def scored_classes(self) -> tuple[str, ...]:
-    """Names of the expressions in the order in which they are scored."""
-    return self.classes or tuple(self.labels["expression"])
+  def left_out(self) -> list[str]:
+    """Names of the outputs that are not scored, of tasks that are."""
+    return [
+      name
+      for task, names in self.labels.items()
+      for name in names
+      if self.names_of(task) and name not in self.names_of(task)
+    ]
 
   @property
   def _hard(self) -> list[str]:
     """Names of the masks of images with a hard label."""
     return [f"expression_{rule}" for rule in self.rules] or ["expression"]
 
+  def _columns(self, task: str) -> np.ndarray:
+    """Which outputs of a task are scored."""
+    known = list(self.labels[task])
+    return np.array([known.index(name) for name in self.names_of(task)], int)
+
   def states(self, outputs: Mapping[str, jax.Array], batch: Mapping[str, Any]) -> dict[str, Any]:
     """The metrics' states of one global batch; pure, for `jax.jit`."""
     labels, mask = batch["labels"], batch["mask"]
     states: dict[str, Any] = {}
-    if "va" in outputs:
-      states["va"] = metrics.CCC.from_model_output(outputs["va"], labels["va"], mask["va"])
-    if "au" in outputs:
-      states["au"] = metrics.BinaryCounts.from_model_output(outputs["au"], labels["au"], mask["au"])
-    if "expression" in outputs:
-      known = list(self.labels["expression"])
+    for task, metric in (("va", metrics.CCC), ("au", metrics.BinaryCounts)):
+      if task in outputs and self.names_of(task):
+        of = self._columns(task)
+        states[task] = metric.from_model_output(
+          outputs[task][:, of], labels[task][:, of], mask[task][:, of]
+        )
+    if "expression" in outputs and self.names_of("expression"):
       args = (outputs["expression"], labels["expression"])
       states["expression_votes"] = metrics.CrossEntropy.from_model_output(*args, mask["expression"])
       for name in self._hard:
         states[name] = metrics.Confusion.from_model_output(
-          *args, mask[name], classes=[known.index(c) for c in self.scored_classes]
+          *args, mask[name], classes=self._columns("expression").tolist()
         )
     return states
 
@@ -81,9 +105,9 @@ class Scoring:
     of = (lambda m: m.floor()) if floor else (lambda m: m.compute())
     out: Scores = {}
     if "va" in states and np.asarray(states["va"].count).sum():
-      ccc = np.broadcast_to(of(states["va"]), len(self.labels["va"]))
+      ccc = np.broadcast_to(of(states["va"]), len(self.names_of("va")))
       out["va/ccc"] = ccc.mean()
-      out |= {f"va/ccc/{n}": v for n, v in zip(self.labels["va"], ccc, strict=True)}
+      out |= {f"va/ccc/{n}": v for n, v in zip(self.names_of("va"), ccc, strict=True)}
     for name in self._hard:  # in this order: jax sorts the keys of dicts
       if name in states and states[name].counts.sum():
         out |= self._expression(name.replace("_", "/"), of(states[name]))
@@ -94,7 +118,7 @@ class Scoring:
       unit = of(states["au"])
       out["au/f1"] = unit["f1"]
       if "f1_per_unit" in unit:
-        pairs = zip(self.labels["au"], unit["f1_per_unit"], strict=True)
+        pairs = zip(self.names_of("au"), unit["f1_per_unit"], strict=True)
         out |= {f"au/f1/{n}": v for n, v in pairs}
     if {"va/ccc", "expression/f1", "au/f1"} <= set(out):
       out["p_mtl"] = out["va/ccc"] + out["expression/f1"] + out["au/f1"]
@@ -113,7 +137,7 @@ class Scoring:
   def _expression(self, name: str, score: Mapping[str, Any]) -> Scores:
     out = {f"{name}/f1": score["f1"], f"{name}/accuracy": score["accuracy"]}
     if "f1_per_class" in score:
-      pairs = zip(self.scored_classes, score["f1_per_class"], strict=True)
+      pairs = zip(self.names_of("expression"), score["f1_per_class"], strict=True)
       out |= {f"{name}/f1/{n}": v for n, v in pairs}
     return out
 
@@ -320,12 +344,14 @@ def score(
     "floors": {},
   }
   for split in splits or (data.select, *data.report):
-    scores, floors = evaluator(config, data, split, procedure, mesh)(
-      params, restored.model_state, progress=primary
-    )
+    evaluates = evaluator(config, data, split, procedure, mesh)
+    scores, floors = evaluates(params, restored.model_state, progress=primary)
     result["scores"][split], result["floors"][split] = scores, floors
     if primary:
       title = f"\n{data.build.name} {split}, step {step} ({which}), {weights} weights"
+      left_out = evaluates.scoring.left_out
+      if left_out:
+        title += f"; not in this data set, so not scored: {', '.join(left_out)}"
       print(table(scores, floors, title), flush=True)
   if primary and output:
     (where / output).write_text(json.dumps(result, indent=1))

@@ -3,7 +3,8 @@
 A metric is a small state of sums. The device gives one for each global batch; the host takes it
 with `to_host` and merges in float64, because float32 sums of a million frames lose the third
 digit of a CCC. `merge`, `compute` and `floor` therefore work on jax and on numpy arrays alike.
-Padding rows have mask 0 and count for nothing.
+Padding rows have mask 0 and count for nothing. Inputs are widened to float32, or stay float64
+where jax has it enabled.
 
 The rules are those of the ABAW challenges: population moments over all frames of all videos,
 F1 of a class or unit without support and predictions is 0, means over all classes and units.
@@ -22,6 +23,8 @@ from clu import metrics
 Array = jax.Array | np.ndarray
 M = TypeVar("M", bound=metrics.Metric)
 
+# Confusions are a product of zeros and ones, summed in float32: exact for less rows than this.
+_EXACT_ROWS = 2**24
 # `empty()` has axes of size 1: they broadcast to those of whatever is merged first.
 
 
@@ -146,9 +149,10 @@ class Confusion(metrics.Metric):
   ) -> "Confusion":
     """Counts of [batch] class indices; rows with an index outside the classes do not count."""
     keep = _keep(mask, jnp.shape(target))
+    if len(keep) >= _EXACT_ROWS:
+      raise ValueError(f"{len(keep)} rows: count less than {_EXACT_ROWS} at once and merge")
     one_hot = lambda x: jax.nn.one_hot(x, num_classes, dtype=jnp.float32)
     actual = jnp.where(keep[:, None], one_hot(target), 0.0)
-    # A product of zeros and ones, summed in float32: exact for less than 2^24 rows a batch.
     return cls((actual.T @ one_hot(prediction)).astype(jnp.int32))
 
   def merge(self, other: "Confusion") -> "Confusion":
@@ -191,17 +195,23 @@ class BinaryCounts(metrics.Metric):
 
   @classmethod
   def from_model_output(
-    cls, prediction: Array, target: Array, mask: Array | None = None, **_
+    cls,
+    prediction: Array,
+    target: Array,
+    mask: Array | None = None,
+    threshold: float = 0.0,
+    **_,
   ) -> "BinaryCounts":
     """Counts of one batch.
 
     Args:
-      prediction: [batch, units] logits: above 0 is on. Decisions in {0, 1} serve as well.
+      prediction: [batch, units] logits, or probabilities or decisions with a threshold of .5.
       target: [batch, units] in {0, 1}.
       mask: [batch, units] 1 = labelled; None = all.
+      threshold: from which value on a unit is on; 0 for logits: p >= .5.
     """
     keep = _keep(mask, jnp.shape(prediction))
-    on, actual = jnp.asarray(prediction) > 0, jnp.asarray(target) > 0
+    on, actual = jnp.asarray(prediction) >= threshold, jnp.asarray(target) > 0
     count = lambda x: (x & keep).sum(0, dtype=jnp.int32)
     return cls(count(on & actual), count(on & ~actual), count(~on & actual), count(~on & ~actual))
 
@@ -258,8 +268,8 @@ class CrossEntropy(metrics.Metric):
       mask: [batch] 1 = labelled; None = all.
     """
     keep = _keep(mask, jnp.shape(prediction)[:1])
-    logits = jnp.where(keep[:, None], jnp.asarray(prediction, jnp.float32), 0.0)
-    target = jnp.where(keep[:, None], jnp.asarray(target, jnp.float32), 0.0)
+    logits = jnp.where(keep[:, None], _wide(prediction), 0.0)
+    target = jnp.where(keep[:, None], _wide(target), 0.0)
     return cls(
       total=-(target * jax.nn.log_softmax(logits)).sum(),
       count=keep.sum(dtype=jnp.int32),
@@ -282,31 +292,66 @@ class CrossEntropy(metrics.Metric):
 
 
 def ccc(prediction: Array, target: Array, mask: Array | None = None) -> jax.Array:
-  """[dimensions] CCC of [frames, dimensions] arrays; `CCC` as one function that can be jitted."""
+  """CCC of whole arrays; `CCC` as one function that can be jitted.
+
+  Args:
+    prediction: [frames, dimensions], or [frames].
+    target: the same.
+    mask: the same, 1 = labelled; None = all.
+
+  Returns:
+    [dimensions] in [-1, 1], or a scalar for [frames].
+  """
   return CCC.from_model_output(prediction, target, mask).compute()
 
 
-def f1_macro(
-  prediction: Array, target: Array, mask: Array | None = None, *, num_classes: int
+def f1(
+  prediction: Array, target: Array, mask: Array | None = None, *, num_classes: int | None = None
 ) -> jax.Array:
-  """Scalar mean F1 over all `num_classes` classes, from [frames] class indices."""
-  return Confusion.from_classes(prediction, target, mask, num_classes=num_classes).compute()["f1"]
+  """F1 of each class or unit; its mean is the challenges' F1. Can be jitted.
 
+  Args:
+    prediction: [frames] class indices, or [frames, units] decisions or probabilities: on from .5.
+    target: [frames] class indices, or [frames, units] in {0, 1}.
+    mask: as the target, 1 = labelled; None = all.
+    num_classes: all classes, seen or not; None for units.
 
-def f1_binary(prediction: Array, target: Array, mask: Array | None = None) -> jax.Array:
-  """[units] F1 of the positive class, from [frames, units] logits or decisions (above 0 = on)."""
-  return BinaryCounts.from_model_output(prediction, target, mask).compute()["f1_per_unit"]
+  Returns:
+    [num_classes], or [units] of the positive class, in [0, 1]; 0 for those that neither occur nor
+    are predicted.
+  """
+  if num_classes is None:
+    counts = BinaryCounts.from_model_output(prediction, target, mask, threshold=0.5)
+    return counts.compute()["f1_per_unit"]
+  counts = Confusion.from_classes(prediction, target, mask, num_classes=num_classes)
+  return counts.compute()["f1_per_class"]
 
 
 def p_mtl(ccc: Array, f1_expression: Array, f1_au: Array) -> Array:
   """The multi-task score of the ABAW challenges (Kollias, 2022, arXiv:2202.10659), at most 3.
 
   Args:
-    ccc: [2] of valence and arousal.
-    f1_expression: scalar, macro F1 over the expressions.
-    f1_au: scalar, mean F1 over the action units.
+    ccc: [2] of valence and arousal, or their mean.
+    f1_expression: [classes] F1 of each expression, or their mean.
+    f1_au: [units] F1 of each action unit, or their mean.
   """
-  return ccc.mean() + f1_expression + f1_au
+  mean = lambda x: x.mean() if hasattr(x, "mean") else np.mean(x)
+  return mean(ccc) + mean(f1_expression) + mean(f1_au)
+
+
+def expression_abaw2(f1: Array, accuracy: Array) -> Array:
+  """The expression score of ABAW1 and ABAW2: .67 macro F1 + .33 accuracy."""
+  return 0.67 * f1 + 0.33 * accuracy
+
+
+def au_abaw2(f1: Array, accuracy: Array) -> Array:
+  """The action unit score of ABAW1 and ABAW2: the mean of mean F1 and accuracy over all entries."""
+  return 0.5 * f1 + 0.5 * accuracy
+
+
+def _wide(values: Array) -> jax.Array:
+  values = jnp.asarray(values)
+  return values.astype(jnp.promote_types(values.dtype, jnp.float32))
 
 
 def _keep(mask: Array | None, shape: tuple[int, ...]) -> jax.Array:
@@ -314,12 +359,12 @@ def _keep(mask: Array | None, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _centred(values: Array, keep: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Means [dimensions] and deviations [batch, dimensions] (0 where not kept) in float32.
+  """Means [dimensions] and deviations [batch, dimensions] (0 where not kept).
 
   Measured from the smallest value, so that a constant deviates by exactly 0: around a rounded
   mean, rounding would pass for variance and two equal constants would score a CCC of 1.
   """
-  values = jnp.asarray(values, jnp.float32)
+  values = _wide(values)
   count = jnp.maximum(keep.sum(0, keepdims=True), 1)
   lowest = jnp.min(values, axis=0, keepdims=True, initial=jnp.inf, where=keep)
   lowest = jnp.where(jnp.isfinite(lowest), lowest, 0.0)

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sklearn.metrics
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy import optimize, special
 
 from affjax import metrics
@@ -73,14 +75,82 @@ def test_ccc_merged_over_any_split_equals_ccc_of_the_whole(seed):
   np.testing.assert_allclose(of_batches.compute(), expected, rtol=0, atol=3e-7)
 
 
-def test_ccc_of_a_million_frames_far_from_zero_keeps_its_digits():
+MILLION = 10**6
+
+
+@functools.cache
+def million(mean, spread):
+  """float32 predictions and targets in [-1, 1], and their CCC by NumPy in float64."""
   rng = np.random.default_rng(0)
-  target = (0.95 + 0.02 * rng.standard_normal((10**6, 2))).astype(np.float32)
-  prediction = (target + 0.02 * rng.standard_normal((10**6, 2))).astype(np.float32)
-  merged = in_batches(metrics.CCC, (prediction, target), [1000] * 1000)
-  expected = [ccc(*(x[:, k].astype(np.float64) for x in (prediction, target))) for k in range(2)]
-  assert merged.count.tolist() == [10**6] * 2
-  np.testing.assert_allclose(merged.compute(), expected, rtol=0, atol=1e-8)
+  noise = lambda: spread * rng.standard_normal((MILLION, 2))
+  target = np.clip(mean + noise(), -1, 1)
+  pair = [np.clip(x, -1, 1).astype(np.float32) for x in (target + noise(), target)]
+  wide = [x.astype(np.float64) for x in pair]
+  return *pair, [ccc(wide[0][:, k], wide[1][:, k]) for k in range(2)]
+
+
+@pytest.mark.parametrize("spread", [0.02, 0.3])
+@pytest.mark.parametrize("mean", [0.0, 0.6, 0.95])
+def test_ccc_of_a_million_frames_agrees_with_float64(mean, spread):
+  prediction, target, expected = million(mean, spread)
+  close = functools.partial(np.testing.assert_allclose, desired=expected, rtol=0, atol=1e-6)
+  close(jax.jit(metrics.ccc)(prediction, target))
+  close(jax.jit(metrics.ccc)(prediction[:, 0], target[:, 0]), desired=expected[0])
+  for sizes in ([MILLION], [1000] * 1000, [1, 7, 499_992, 500_000]):
+    merged = in_batches(metrics.CCC, (prediction, target), sizes)
+    assert merged.count.tolist() == [MILLION] * 2
+    close(merged.compute())
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.6, 0.95])
+def test_ccc_of_a_million_frames_on_eight_devices_with_padding_agrees_with_float64(mean):
+  prediction, target, expected = million(mean, 0.02)
+  padding = np.full((24, 2), np.nan, np.float32)
+  mask = np.concatenate([np.ones((MILLION, 2), np.float32), np.zeros((24, 2), np.float32)])
+  arrays = (np.concatenate([prediction, padding]), np.concatenate([target, padding]), mask)
+  mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+  sharded = jax.device_put(arrays, NamedSharding(mesh, PartitionSpec("data")))
+  np.testing.assert_allclose(jax.jit(metrics.ccc)(*sharded), expected, rtol=0, atol=1e-6)
+  merged = metrics.to_host(jax.jit(metrics.CCC.from_model_output)(*sharded))
+  np.testing.assert_allclose(merged.compute(), expected, rtol=0, atol=1e-6)
+
+
+def random_labels(rng, rows, masked):
+  """(prediction, target, mask) of VA, of expressions and units."""
+  values = lambda: rng.uniform(-1, 1, (rows, 2))
+  kept = lambda *shape: rng.uniform(size=shape) >= masked
+  units = rng.uniform(size=(rows, 3)) < [0, 0.3, 1]
+  return (
+    (values(), values(), kept(rows, 2)),
+    (rng.integers(0, 5, rows), rng.integers(0, 4, rows), kept(rows)),
+    (rng.integers(0, 2, (rows, 3)), units, kept(rows, 3)),
+  )
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize("masked", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("rows", [1, 2, 50])
+@pytest.mark.parametrize("seed", range(3))
+def test_partly_labelled_scores_are_those_of_scikit_learn_and_numpy(seed, rows, masked):
+  """Six classes of which the last never occurs and the last but one only as a prediction."""
+  va, expression, au = random_labels(np.random.default_rng(seed), rows, masked)
+  for k in range(2):
+    p, t = (x[va[2][:, k], k] for x in va[:2])
+    expected = np.nan_to_num(ccc(p, t)) if len(p) > 1 else 0
+    np.testing.assert_allclose(metrics.ccc(*va)[k], expected, rtol=1e-4, atol=1e-6)
+  p, t = (x[expression[2]] for x in expression[:2])
+  scores = metrics.Confusion.from_classes(*expression, num_classes=6).compute()
+  if len(t):
+    reference = sklearn.metrics.f1_score(t, p, labels=range(6), average=None, zero_division=0)
+    np.testing.assert_allclose(scores["f1_per_class"], reference, rtol=1e-6)
+    np.testing.assert_allclose(scores["accuracy"], (p == t).mean(), rtol=1e-6)
+  else:
+    assert scores["f1"] == scores["accuracy"] == 0
+  units = metrics.f1(*au)
+  for k in range(3):
+    p, t = (x[au[2][:, k], k] for x in au[:2])
+    expected = sklearn.metrics.f1_score(t, p, zero_division=0) if len(t) else 0
+    np.testing.assert_allclose(units[k], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.95, -1 / 3])
@@ -94,15 +164,19 @@ def test_ccc_is_exactly_zero_for_constants_and_for_nothing(value):
   assert (metrics.CCC.empty().compute() == 0).all()
 
 
-def test_t1_macro_f1_and_accuracy_of_published_expression_counts():
-  # Any matrix with these margins and this diagonal will do: a transport problem.
+def lsd_confusion():
+  """[6, 6] counts. Any with these margins and this diagonal will do: a transport problem."""
   hits = np.array(LSD_HITS)
   rows, columns = np.array(LSD_TARGETS) - hits, np.array(LSD_PREDICTED) - hits
   sums = np.concatenate([np.kron(np.eye(6), np.ones(6)), np.kron(np.ones(6), np.eye(6))])
   errors = optimize.linprog(np.eye(6).ravel(), A_eq=sums, b_eq=np.concatenate([rows, columns])).x
   counts = np.round(errors).astype(int).reshape(6, 6)
   assert (counts.diagonal() == 0).all()
-  scores = metrics.Confusion(counts + np.diag(hits)).compute()
+  return counts + np.diag(hits)
+
+
+def test_t1_macro_f1_and_accuracy_of_published_expression_counts():
+  scores = metrics.Confusion(lsd_confusion()).compute()
   assert scores["f1"] == pytest.approx(0.6728896450510998, abs=1e-15)
   assert scores["accuracy"] == pytest.approx(0.7471092077087794, abs=1e-15)
   expected = [0.832579185520362, 0.7710843373493975, 0.2188449848024316]
@@ -125,7 +199,7 @@ def test_t3_the_multi_task_score_of_published_parts():
   va = np.array([0.49119296465613055, 0.4716749734278017])
   assert va.mean() == pytest.approx(0.4814339690419661, abs=1e-15)
   assert np.mean(units) == pytest.approx(0.5000995147545523, abs=1e-15)
-  p = metrics.p_mtl(va, 0.32711110612647154, np.mean(units))
+  p = metrics.p_mtl(va, 0.32711110612647154, np.array(units))
   assert p == pytest.approx(1.30864458992299, abs=1e-14)
   va = np.array([0.4749176554355453, 0.41918481366710747])
   p = metrics.p_mtl(va, 0.33507035885799447, 0.4943377041019861)
@@ -146,12 +220,12 @@ def test_floors_are_what_the_best_constants_score():
   rng = np.random.default_rng(0)
   target = rng.choice(4, 500, p=[0.1, 0.5, 0.3, 0.1])
   floor = metrics.Confusion.from_classes(0 * target, target, num_classes=4).floor()
-  constants = [metrics.f1_macro(0 * target + c, target, num_classes=4) for c in range(4)]
+  constants = [metrics.f1(0 * target + c, target, num_classes=4).mean() for c in range(4)]
   np.testing.assert_allclose(floor["f1"], max(constants), rtol=1e-6)
 
   units = rng.uniform(size=(500, 3)) < [0.1, 0.5, 0]
   floor = metrics.BinaryCounts.from_model_output(rng.uniform(-1, 1, (500, 3)), units).floor()
-  np.testing.assert_allclose(floor["f1_per_unit"], metrics.f1_binary(np.ones((500, 3)), units))
+  np.testing.assert_allclose(floor["f1_per_unit"], metrics.f1(np.ones((500, 3)), units))
 
   soft = rng.dirichlet(np.ones(4), 500)
   constant = np.tile(np.log(soft.mean(0)), (500, 1))
@@ -164,12 +238,12 @@ def test_floors_are_what_the_best_constants_score():
 
 def test_a_class_that_never_occurs_counts_as_zero_in_macro_f1():
   target = np.array([0, 1, 2, 0])
-  assert metrics.f1_macro(target, target, num_classes=3) == 1
-  assert metrics.f1_macro(target, target, num_classes=6) == 0.5
+  assert metrics.f1(target, target, num_classes=3).tolist() == [1, 1, 1]
+  assert metrics.f1(target, target, num_classes=6).tolist() == [1, 1, 1, 0, 0, 0]
   off = np.zeros((4, 2))
   on = np.stack([np.ones(4), np.zeros(4)], axis=1)
-  assert metrics.BinaryCounts.from_model_output(on, on).compute()["f1"] == 0.5
-  assert (metrics.f1_binary(off, off) == 0).all()
+  assert metrics.f1(on, on).tolist() == [1, 0]
+  assert (metrics.f1(off, off) == 0).all()
 
 
 def test_confusion_counts_every_labelled_row_once():
@@ -191,9 +265,23 @@ def test_expression_can_be_scored_over_some_of_the_classes():
   assert counts.tolist() == [[1, 1], [0, 1]]
 
 
-def test_a_unit_is_on_above_zero_and_off_at_zero():
-  counts = metrics.BinaryCounts.from_model_output(np.array([[0.1], [0.0], [-0.1]]), np.ones((3, 1)))
-  assert (counts.true_positive, counts.false_negative) == (1, 2)
+def test_a_unit_is_on_from_a_probability_of_one_half():
+  logits = np.array([[0.1], [0.0], [-0.1]], np.float32)
+  counts = metrics.BinaryCounts.from_model_output(logits, np.ones((3, 1)))
+  assert (counts.true_positive, counts.false_negative) == (2, 1)
+  probabilities = np.array([[0.6], [0.5], [0.49]])
+  np.testing.assert_allclose(metrics.f1(probabilities, np.ones((3, 1))), [4 / 5])
+
+
+def test_the_first_of_equal_classes_is_taken():
+  counts = metrics.Confusion.from_model_output(np.zeros((1, 3)), np.array([[0.5, 0.5, 0]])).counts
+  assert counts.tolist() == [[1, 0, 0], [0, 0, 0], [0, 0, 0]]
+
+
+def test_more_rows_than_can_be_counted_exactly_are_refused():
+  rows = jax.ShapeDtypeStruct((2**24,), np.int32)
+  with pytest.raises(ValueError, match="16777216 rows"):
+    jax.eval_shape(functools.partial(metrics.f1, num_classes=2), rows, rows)
 
 
 def test_cross_entropy_is_the_textbook_formula():
@@ -240,6 +328,12 @@ def test_merging_on_the_device_and_on_the_host_agree(metric):
 
 def test_scores_are_jittable_functions_of_arrays():
   classes, units = jnp.array([0, 1, 1]), jnp.array([[1, 0], [1, 1]])
-  assert jax.jit(metrics.f1_macro, static_argnames="num_classes")(classes, classes, num_classes=2)
-  assert (jax.jit(metrics.f1_binary)(units, units) == 1).all()
-  assert jax.jit(metrics.p_mtl)(jnp.ones(2), 1.0, 1.0) == 3
+  f1 = jax.jit(metrics.f1, static_argnames="num_classes")
+  assert (f1(classes, classes, num_classes=2) == 1).all()
+  assert (f1(units, units) == 1).all()
+  assert jax.jit(metrics.p_mtl)(jnp.ones(2), 1.0, jnp.ones(12)) == 3
+
+
+def test_the_mixed_scores_of_the_first_two_editions():
+  assert metrics.expression_abaw2(0.5, 0.8) == pytest.approx(0.67 * 0.5 + 0.33 * 0.8)
+  assert metrics.au_abaw2(0.5, 0.8) == pytest.approx(0.65)

@@ -1,0 +1,86 @@
+"""What is scored on a data set that does not label all that a model says."""
+
+import numpy as np
+import pytest
+from conftest import debug_config
+
+from affjax import evaluate, metrics
+
+LABELS = debug_config()["labels"]
+
+
+def scores(scoring, outputs, labels, mask):
+  states = scoring.states(outputs, {"labels": labels, "mask": mask})
+  return scoring.scores({name: metrics.to_host(state) for name, state in states.items()})
+
+
+def batch(rows=6):
+  """Outputs that are right everywhere."""
+  rng = np.random.default_rng(0)
+  au = (np.arange(rows)[:, None] + np.arange(12)) % 2
+  labels = {
+    "va": rng.uniform(-1, 1, (rows, 2)).astype(np.float32),
+    "expression": np.eye(8, dtype=np.float32)[np.arange(rows)],
+    "au": au.astype(np.float32),
+  }
+  outputs = labels | {"au": labels["au"] - 0.5}
+  mask = {"va": np.ones((rows, 2)), "expression": np.ones(rows), "au": np.ones((rows, 12))}
+  return outputs, labels, mask
+
+
+def described(**changes):
+  """Metadata of a data set that labels all, but for the changes."""
+  return {"labels": LABELS | changes}
+
+
+def test_where_everything_is_labelled_everything_is_scored():
+  scoring = evaluate.Scoring.of(LABELS, described())
+  found = scores(scoring, *batch())
+  # Two expressions occur in none of the six rows.
+  assert found["p_mtl"] == pytest.approx(1 + 6 / 8 + 1)
+  assert scoring.left_out == []
+  assert set(found) == set(scoring.names(["va", "expression", "au"]))
+
+
+def test_units_and_dimensions_that_a_data_set_lacks_do_not_count_as_wrong():
+  scoring = evaluate.Scoring.of(LABELS, described(au=["AU25", "AU99", "AU1"], va=["arousal"]))
+  outputs, labels, mask = batch()
+  outputs["va"] = outputs["va"] * [-1, 1]
+  found = scores(scoring, outputs, labels, mask)
+  assert found["au/f1"] == 1
+  assert found["va/ccc"] == pytest.approx(1)
+  assert [name for name in found if name.startswith("au/f1/")] == ["au/f1/AU1", "au/f1/AU25"]
+  assert "valence" in scoring.left_out
+  assert "AU2" in scoring.left_out
+  assert "AU25" not in scoring.left_out
+
+
+def test_expressions_that_a_data_set_lacks_are_no_answers():
+  six = ["anger", "disgust", "fear", "happiness", "sadness", "surprise"]
+  scoring = evaluate.Scoring.of(LABELS, described(expression=six))
+  outputs, labels, mask = batch()
+  outputs["expression"] = outputs["expression"] + 5 * np.eye(8)[0]  # neutral before all
+  mask["expression"][0] = 0  # the neutral row is not of this set
+  found = scores(scoring, outputs, labels, mask)
+  assert found["expression/f1"] == pytest.approx(5 / 6)  # no surprise among the rows
+  assert found["expression/accuracy"] == 1
+  assert scoring.left_out == ["neutral", "other"]
+
+
+def test_contempt_is_scored_as_other_where_the_model_has_no_contempt():
+  scoring = evaluate.Scoring.of(LABELS, described(expression=["neutral", "contempt"]))
+  assert list(scoring.names_of("expression")) == ["neutral", "other"]
+
+
+def test_a_data_set_can_leave_expressions_out_of_its_own_scores():
+  metadata = described() | {"scoring": {"expression": {"rules": ["strict"], "classes": ["fear"]}}}
+  scoring = evaluate.Scoring.of(LABELS, metadata)
+  assert list(scoring.names_of("expression")) == ["fear"]
+  assert "expression/strict/f1" in scoring.names(["expression"])
+
+
+def test_a_task_that_a_data_set_lacks_is_not_scored():
+  metadata = {"labels": {"va": ["valence", "arousal"]}}
+  scoring = evaluate.Scoring.of(LABELS, metadata)
+  assert set(scores(scoring, *batch())) == {"va/ccc", "va/ccc/valence", "va/ccc/arousal"}
+  assert scoring.left_out == []
