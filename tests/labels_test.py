@@ -43,3 +43,34 @@ def test_contempt_and_other_add_up():
 def test_every_name_of_a_set_occurs_once():
   for names in (labels.EXPRESSION_MTL, labels.EXPRESSION_FERPLUS, labels.AU_MTL, labels.VA):
     assert len(set(names)) == len(names)
+
+
+def index(names):
+  return {name: k for k, name in enumerate(names)}
+
+
+def test_the_indices_are_those_of_the_official_files():
+  """Typed from the challenges' and AffectNet's own tables."""
+  eight = {"neutral": 0, "anger": 1, "disgust": 2, "fear": 3, "happiness": 4, "sadness": 5}
+  eight |= {"surprise": 6, "other": 7}
+  assert index(labels.EXPRESSION_MTL) == eight
+  assert "other" not in labels.EXPRESSION_SEVEN
+  assert all(eight[name] == k for name, k in index(labels.EXPRESSION_SEVEN).items())
+  assert all(eight[name] == k + 1 for name, k in index(labels.EXPRESSION_LSD).items())
+  assert len(labels.EXPRESSION_LSD) == 6
+  affectnet = {"neutral": 0, "happiness": 1, "sadness": 2, "surprise": 3, "fear": 4}
+  affectnet |= {"disgust": 5, "anger": 6, "contempt": 7}
+  assert index(labels.EXPRESSION_AFFECTNET) == affectnet
+  compound = index(labels.EXPRESSION_COMPOUND)
+  assert compound["fearfully surprised"] == 0
+  assert compound["angrily surprised"] == 4
+  assert compound["sadly angry"] == 6
+  assert labels.AU_MTL == tuple(f"AU{n}" for n in (1, 2, 4, 6, 7, 10, 12, 15, 23, 24, 25, 26))
+  assert labels.AU_ABAW1 == tuple(f"AU{n}" for n in (1, 2, 4, 6, 12, 15, 20, 25))
+
+
+def test_the_eight_units_of_the_first_edition_find_their_places_among_twelve():
+  matrix = labels.remap(labels.AU_ABAW1, labels.AU_MTL)
+  assert matrix.sum() == 7
+  assert matrix[labels.AU_ABAW1.index("AU20")].sum() == 0
+  assert matrix[labels.AU_ABAW1.index("AU25"), labels.AU_MTL.index("AU25")] == 1
