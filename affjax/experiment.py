@@ -1,5 +1,6 @@
 """A config, opened: its data sets, the shapes of its state, what it says of itself."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,13 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 
 from affjax import procedures, sharding, state
+from affjax.build import bind
 from affjax.data import prepare, records
+
+SAMPLING = ("uniform", "class_balanced")
+# A unit on in fewer than one of 21 entries is weighed as if it were on in that many: one batch has
+# too few of a rarer one, and the loss would be theirs alone.
+POSITIVE_WEIGHT_LIMIT = 20.0
 
 
 class Data:
@@ -22,6 +29,9 @@ class Data:
 
   def __init__(self, config: Mapping[str, Any], data_dir: str | None = None) -> None:
     data = config["data"]
+    self.sampling = data.get("sampling", "uniform")  # absent from the configs of earlier runs
+    if self.sampling not in SAMPLING:
+      raise ValueError(f"config.data.sampling={self.sampling!r}: use one of {', '.join(SAMPLING)}")
     self.labels = config["labels"]
     self.build = records.builder(data["name"], data["config"], data_dir)
     self.summary = prepare.prepare(self.build)
@@ -40,6 +50,26 @@ class Data:
     count = self.summary["splits"][split].get(task, {}).get("labelled", 0)
     return int(max(count.values(), default=0) if isinstance(count, dict) else count)
 
+  @functools.cached_property
+  def targets(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Labels and masks of the training split, see `records.labels`."""
+    return records.labels(self.build, self.train_split, self.labels)
+
+  @property
+  def strata(self) -> np.ndarray | None:
+    """What sampling balances: [rows] most probable expression, -1 = unlabelled; None: nothing."""
+    if self.sampling == "uniform":
+      return None
+    labels, mask = self.targets
+    return np.where(mask["expression"] > 0, labels["expression"].argmax(1), -1)
+
+  def require(self, task: str, what: str) -> None:
+    """Raises ValueError, naming what needs them, unless the training split has labels of a task."""
+    if not self.targets[1].get(task, np.zeros(1)).any():
+      raise ValueError(
+        f"{what} needs labels, and {self.build.name} {self.train_split} has none of {task}"
+      )
+
   def describe(self) -> str:
     """Counts per split and task; tasks without labels are masked and said to be."""
     config = f" {self.build.builder_config.name}" if self.build.builder_config else ""
@@ -50,6 +80,71 @@ class Data:
       tasks = [f"{t} {n}" if n else f"{t} unlabelled (masked)" for t, n in numbers.items()]
       lines.append(f"       {split}: {counts['images']} images ({', '.join(tasks)})")
     return "\n".join(lines)
+
+
+def resolve_losses(config: Mapping[str, Any], data: Data) -> dict[str, Any]:
+  """The config with numbers where its losses ask for what the training split's labels say.
+
+  In terms of the model's labels, over the labelled rows:
+  - `class_weights="balanced"`: rows / (classes that occur * rows of the class), so that the mean
+    over the rows is 1; 0 for a class that does not occur.
+  - `logit_adjustment="prior"`: the share of each class.
+  - `positive_weight="balanced"`: negatives / positives of each unit, at most
+    POSITIVE_WEIGHT_LIMIT; 1 where either is missing.
+  A soft label counts in parts. Every loss is then tried on the shape of its task.
+
+  Raises:
+    ValueError: the task has no labels in the training split, or a loss refuses its options.
+  """
+  sections = {task: dict(section) for task, section in config["losses"].items()}
+  for task, section in sections.items():
+    for option, (name, from_counts) in _FROM_COUNTS.items():
+      if isinstance(section.get(option), str) and section[option] != name:
+        raise ValueError(
+          f"config.losses.{task}.{option}={section[option]!r}: use {name!r}, or a number for each"
+          f" of {', '.join(config['labels'][task])}"
+        )
+      if section.get(option) == name:
+        section[option] = from_counts(*_counts(data, task, f"{option}={name!r}")).tolist()
+    size = len(config["labels"][task])
+    shapes = [jax.ShapeDtypeStruct((1, size), np.float32)] * 2
+    shapes.append(jax.ShapeDtypeStruct((1,) if task == "expression" else (1, size), np.float32))
+    try:
+      jax.eval_shape(bind(section, "affjax", 3), *shapes)
+    except ValueError as e:
+      raise ValueError(f"config.losses.{task}: {e}") from e
+  return {**config, "losses": sections}
+
+
+def _counts(data: Data, task: str, option: str) -> tuple[np.ndarray, np.ndarray]:
+  """Positive and negative labels of each class or unit in the training split, in float64."""
+  data.require(task, f"config.losses.{task}: {option}")
+  label, mask = (part[task].astype(np.float64) for part in data.targets)
+  mask = mask.reshape(len(label), -1)
+  return (label * mask).sum(0), ((1 - label) * mask).sum(0)
+
+
+def _class_weights(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
+  occurs = positive > 0
+  return np.where(occurs, positive.sum() / occurs.sum() / np.where(occurs, positive, 1), 0)
+
+
+def _prior(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
+  return positive / positive.sum()
+
+
+def _positive_weight(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
+  both = (positive > 0) & (negative > 0)
+  ratio = np.where(both, negative, 1) / np.where(both, positive, 1)
+  return np.minimum(ratio, POSITIVE_WEIGHT_LIMIT)
+
+
+# Option of a loss -> what it is called in a config, and the numbers that this stands for.
+_FROM_COUNTS = {
+  "class_weights": ("balanced", _class_weights),
+  "logit_adjustment": ("prior", _prior),
+  "positive_weight": ("balanced", _positive_weight),
+}
 
 
 def abstract_state(procedure: Any, mesh: Mesh) -> state.TrainState:
@@ -72,15 +167,57 @@ def describe(config: Mapping[str, Any], data: Data, procedure: Any, mesh: Mesh) 
   kind = jax.devices()[0].device_kind
   axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
   epochs = config["steps"] * config["batch_size"] / len(data.records(data.train_split))
+  parts = config.get("accumulate", 1)
+  extras = [f"in {parts} micro-batches"] * (parts > 1)
+  extras += ["classes in equal shares"] * (data.sampling == "class_balanced")
   return "\n".join(
     [
       f"device {jax.device_count()} x {kind} in {jax.process_count()} process(es), mesh {axes}",
       data.describe(),
       f"model  {parameters / 1e6:.2f} M parameters, {flops / 1e9:.3f} GFLOP per image (forward),"
       f" {config['image_size']} px, {procedures.activation_dtype(config['dtype'])} activations",
-      f"train  {config['steps']} steps of {config['batch_size']} images = {epochs:.1f} epochs",
+      *_describe_losses(config),
+      f"train  {config['steps']} steps of {config['batch_size']} images = {epochs:.1f} epochs"
+      + "".join(f", {extra}" for extra in extras),
     ]
   )
+
+
+def _describe_losses(config: Mapping[str, Any]) -> list[str]:
+  """A line for each option that has a number for each label."""
+  return [
+    f"loss   {task} {option}: "
+    + "  ".join(f"{n} {x:.3g}" for n, x in zip(config["labels"][task], values, strict=True))
+    for task, section in config["losses"].items()
+    for option, values in section.items()
+    if option in _FROM_COUNTS and values is not None
+  ]
+
+
+def open_training(
+  config: Mapping[str, Any], data_dir: str | None = None
+) -> tuple[dict[str, Any], Data, Any, Mesh]:
+  """Opens everything that training needs; compiles nothing.
+
+  Returns:
+    The config with its losses resolved, the data, the procedure and the mesh.
+
+  Raises:
+    ValueError: the config or the data do not fit.
+  """
+  mesh = sharding.make_mesh(**config["mesh"])
+  parts, batch_size = config.get("accumulate", 1), config["batch_size"]
+  if parts < 1 or batch_size % parts:
+    raise ValueError(f"config.accumulate={parts} does not divide config.batch_size={batch_size}")
+  micro = " / config.accumulate" if parts > 1 else ""
+  sharding.check_batch(batch_size // parts, mesh, f"config.batch_size{micro}")
+  sharding.check_batch(config["evaluate"]["batch_size"], mesh, "config.evaluate.batch_size")
+  procedures.from_config(config)  # what it refuses is said before any data is made
+  data = Data(config, data_dir)
+  if data.sampling == "class_balanced":
+    data.require("expression", "config.data.sampling='class_balanced'")
+  resolved = resolve_losses(config, data)
+  return resolved, data, procedures.from_config(resolved), mesh
 
 
 def check(config: Mapping[str, Any], data_dir: str | None = None) -> None:
@@ -89,11 +226,7 @@ def check(config: Mapping[str, Any], data_dir: str | None = None) -> None:
   Raises:
     ValueError: the config or the data do not fit.
   """
-  mesh = sharding.make_mesh(**config["mesh"])
-  for name, size in (("", config), ("evaluate.", config["evaluate"])):
-    sharding.check_batch(size["batch_size"], mesh, f"config.{name}batch_size")
-  procedure = procedures.from_config(config)
-  data = Data(config, data_dir)
+  config, data, procedure, mesh = open_training(config, data_dir)
   shapes = abstract_state(procedure, mesh).params["model"]
   print(parameter_overview.get_parameter_overview(shapes, include_stats=False))
   print(describe(config, data, procedure, mesh))

@@ -5,10 +5,12 @@ whatever stands where the mask is 0, even a NaN. Where nothing is labelled, loss
 exactly 0. All are plain reductions, so a batch sharded over devices gives the loss of the whole.
 """
 
-from collections.abc import Mapping
+import numbers
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 _LOG_VARIANCE_LIMIT = 6.0
 
@@ -40,7 +42,13 @@ def ccc_loss(prediction: jax.Array, target: jax.Array, mask: jax.Array) -> jax.A
 
 
 def cross_entropy(
-  logits: jax.Array, target: jax.Array, mask: jax.Array, label_smoothing: float = 0.0
+  logits: jax.Array,
+  target: jax.Array,
+  mask: jax.Array,
+  label_smoothing: float = 0.0,
+  class_weights: Sequence[float] | None = None,
+  logit_adjustment: Sequence[float] | None = None,
+  adjustment_temperature: float = 1.0,
 ) -> jax.Array:
   """Cross-entropy against a distribution over the classes, in nats.
 
@@ -49,17 +57,83 @@ def cross_entropy(
     target: [batch, classes] a distribution: one-hot, shares of votes, a mixture.
     mask: [batch] 1 = labelled.
     label_smoothing: share of the target that is spread evenly over all classes, in [0, 1].
+    class_weights: [classes] weights >= 0; a row weighs the mean of them under its target, before
+      smoothing. The divisor stays the number of labelled rows, where PyTorch divides by the sum of
+      their weights: a batch of rare classes counts for more here, and as much as any other there.
+    logit_adjustment: [classes] the prior, shares or counts (Menon et al., 2021, arXiv:2007.07314):
+      its logarithm is added to the logits, so that those of the model, which nothing is added to
+      when it predicts, come to favour no class. A class of prior 0 stays as it is: no row pulls it
+      up, and all push it down.
+    adjustment_temperature: factor of that logarithm, >= 0 (tau in the paper).
+
+  Raises:
+    ValueError: an option outside its range, or of another length.
   """
+  return focal_cross_entropy(
+    logits,
+    target,
+    mask,
+    0.0,
+    label_smoothing,
+    class_weights,
+    logit_adjustment,
+    adjustment_temperature,
+  )
+
+
+def focal_cross_entropy(
+  logits: jax.Array,
+  target: jax.Array,
+  mask: jax.Array,
+  gamma: float = 2.0,
+  label_smoothing: float = 0.0,
+  class_weights: Sequence[float] | None = None,
+  logit_adjustment: Sequence[float] | None = None,
+  adjustment_temperature: float = 1.0,
+) -> jax.Array:
+  """Focal loss (Lin et al., 2017, arXiv:1708.02002) of a distribution over the classes, in nats.
+
+  sum over c of -target_c (1 - p_c)^gamma log p_c, which for a one-hot target is the paper's with a
+  softmax. Of a soft target the minimum lies beside the target itself, unless gamma is 0.
+
+  Args:
+    logits: [batch, classes].
+    target: [batch, classes] a distribution.
+    mask: [batch] 1 = labelled.
+    gamma: >= 0, how far what is already right is passed over; 0: cross-entropy.
+    label_smoothing: see `cross_entropy`, as are the rest.
+    class_weights: the paper's alpha, one for each class.
+    logit_adjustment: the prior.
+    adjustment_temperature: its factor.
+
+  Raises:
+    ValueError: an option outside its range, or of another length.
+  """
+  _check_range("gamma", gamma, 0.0)
+  _check_range("label_smoothing", label_smoothing, 0.0, 1.0)
+  _check_range("adjustment_temperature", adjustment_temperature, 0.0)
   logits, target, mask = _labelled_entries(logits, target, mask)
-  target = (1.0 - label_smoothing) * target + label_smoothing / target.shape[-1]
-  return _mean(-(target * jax.nn.log_softmax(logits)).sum(-1), mask)
+  classes = target.shape[-1]
+  if logit_adjustment is not None:
+    prior = _weights("logit_adjustment", logit_adjustment, classes)
+    share = jnp.where(prior > 0, prior / prior.sum(), 1.0)
+    logits += adjustment_temperature * jnp.log(share)[None, :]
+  rows = mask
+  if class_weights is not None:
+    weights = _weights("class_weights", class_weights, classes)
+    rows *= (target * weights[None, :]).sum(-1)
+  target = (1.0 - label_smoothing) * target + label_smoothing / classes
+  log_p = jax.nn.log_softmax(logits)
+  if gamma:
+    target *= jnp.exp(gamma * _log_not(log_p))
+  return _mean(-(target * log_p).sum(-1), mask, rows)
 
 
 def binary_cross_entropy(
   logits: jax.Array,
   target: jax.Array,
   mask: jax.Array,
-  positive_weight: jax.Array | None = None,
+  positive_weight: Sequence[float] | None = None,
 ) -> jax.Array:
   """Binary cross-entropy of independent units, in nats.
 
@@ -67,14 +141,47 @@ def binary_cross_entropy(
     logits: [batch, units].
     target: [batch, units] in [0, 1].
     mask: [batch, units] 1 = labelled.
-    positive_weight: [units] weight of the positive part of each unit, such as negatives divided
-      by positives; the divisor stays the number of labelled entries. None = 1.
+    positive_weight: [units] weight >= 0 of the positive part of each unit, such as negatives
+      divided by positives; the divisor stays the number of labelled entries. None = 1.
+
+  Raises:
+    ValueError: an option outside its range, or of another length.
   """
+  return binary_focal_cross_entropy(logits, target, mask, 0.0, positive_weight)
+
+
+def binary_focal_cross_entropy(
+  logits: jax.Array,
+  target: jax.Array,
+  mask: jax.Array,
+  gamma: float = 2.0,
+  positive_weight: Sequence[float] | None = None,
+) -> jax.Array:
+  """Focal loss (Lin et al., 2017, arXiv:1708.02002) of independent units, in nats.
+
+  Divides by the number of labelled entries, the paper by that of the positive ones.
+
+  Args:
+    logits: [batch, units].
+    target: [batch, units] in [0, 1].
+    mask: [batch, units] 1 = labelled.
+    gamma: >= 0, how far what is already right is passed over; 0: binary cross-entropy.
+    positive_weight: [units] as in `binary_cross_entropy`. The paper's alpha is a weight of
+      alpha / (1 - alpha), but for a factor of the whole.
+
+  Raises:
+    ValueError: an option outside its range, or of another length.
+  """
+  _check_range("gamma", gamma, 0.0)
   logits, target, mask = _labelled_entries(logits, target, mask)
-  positive = -target * jax.nn.log_sigmoid(logits)
+  on, off = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+  positive, negative = -target * on, (1.0 - target) * off
+  if gamma:
+    positive *= jnp.exp(gamma * off)
+    negative *= jnp.exp(gamma * on)
   if positive_weight is not None:
-    positive *= jnp.asarray(positive_weight, jnp.float32)[None, :]
-  return _mean(positive - (1.0 - target) * jax.nn.log_sigmoid(-logits), mask)
+    positive *= _weights("positive_weight", positive_weight, target.shape[-1])[None, :]
+  return _mean(positive - negative, mask)
 
 
 def mean_squared_error(prediction: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Array:
@@ -155,5 +262,36 @@ def _labelled_entries(
   return clean(prediction), clean(target), mask.astype(jnp.float32)
 
 
-def _mean(values: jax.Array, mask: jax.Array) -> jax.Array:
-  return (values * mask).sum() / jnp.maximum(mask.sum(), 1.0)
+def _mean(values: jax.Array, mask: jax.Array, weights: jax.Array | None = None) -> jax.Array:
+  """Sum by `weights` (None: the mask), divided by the number of labelled entries."""
+  weights = mask if weights is None else weights
+  return (values * weights).sum() / jnp.maximum(mask.sum(), 1.0)
+
+
+def _log_not(log_p: jax.Array) -> jax.Array:
+  """[batch, classes] log p -> log(1 - p), as what the others sum to: finite where p rounds to 1."""
+  classes = log_p.shape[-1]
+  shape = (len(log_p), classes, classes)
+  others = jnp.broadcast_to(~jnp.eye(classes, dtype=bool)[None], shape)
+  return jax.nn.logsumexp(jnp.broadcast_to(log_p[:, None, :], shape), -1, where=others)
+
+
+def _weights(name: str, value: Sequence[float] | jax.Array, length: int) -> jax.Array:
+  """An option that holds a number for each class or unit; checked unless it is being traced."""
+  if isinstance(value, jax.core.Tracer):
+    return value.astype(jnp.float32)
+  try:
+    array = np.asarray(value, np.float32)
+  except (TypeError, ValueError):
+    array = np.array(np.nan)
+  if array.shape != (length,):
+    raise ValueError(f"{name}={value!r}: use {length} numbers, one for each class or unit")
+  if not (np.isfinite(array).all() and (array >= 0).all() and array.any()):
+    raise ValueError(f"{name}={value!r}: use finite numbers >= 0, not all of them 0")
+  return jnp.asarray(array)
+
+
+def _check_range(name: str, value: float, low: float, high: float = float("inf")) -> None:
+  if not (isinstance(value, numbers.Real) and low <= value <= high and value < float("inf")):
+    limits = f">= {low:g}" if high == float("inf") else f"in [{low:g}, {high:g}]"
+    raise ValueError(f"{name}={value!r}: use a number {limits}")

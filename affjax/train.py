@@ -18,7 +18,6 @@ from affjax import (
   evaluate,
   experiment,
   monitor,
-  procedures,
   report,
   sharding,
   workdir,
@@ -59,7 +58,7 @@ def training_batches(
 ) -> Iterator[dict[str, Any]]:
   """Global batches from step `start` on, copied to the devices ahead of the step."""
   split = data.records(data.train_split)
-  rows = pipeline.order(len(split), config["seed"], config["batch_size"])
+  rows = pipeline.order(len(split), config["seed"], config["batch_size"], data.strata)
   local = pipeline.batches(
     split,
     rows[start : config["steps"]],
@@ -87,10 +86,7 @@ def run(config: Mapping[str, Any], where: Path, data_dir: str | None = None) -> 
     ValueError: before anything is compiled: the config, the data or the folder do not fit.
   """
   workdir.check(where, config)
-  mesh = sharding.make_mesh(**config["mesh"])
-  sharding.check_batch(config["batch_size"], mesh, "config.batch_size")
-  procedure = procedures.from_config(config)
-  data = experiment.Data(config, data_dir)
+  resolved, data, procedure, mesh = experiment.open_training(config, data_dir)
   choose = evaluate.evaluator(config, data, data.select, procedure, mesh)
   labelled = [task for task in data.labels if data.labelled(data.select, task)]
   names = choose.scoring.names(labelled)
@@ -102,7 +98,7 @@ def run(config: Mapping[str, Any], where: Path, data_dir: str | None = None) -> 
   primary = jax.process_index() == 0
   if primary:
     workdir.record(where, config, {"devices": [str(d) for d in jax.devices()]})
-    print(f"{experiment.describe(config, data, procedure, mesh)}\nrun    {where}", flush=True)
+    print(f"{experiment.describe(resolved, data, procedure, mesh)}\nrun    {where}", flush=True)
   with Stop() as stop:
     finished = _loop(config, where, data, procedure, mesh, choose, stop)
   if not finished:

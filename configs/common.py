@@ -50,6 +50,7 @@ def one_of(key: str, value: str, allowed: Any) -> str:
 def training(config: ml_collections.ConfigDict) -> None:
   """Fields of every training run, with their defaults."""
   config.seed = 0
+  config.accumulate = 1  # micro-batches that a batch is cut into where memory is short
   config.dtype = "auto"  # of activations: float32 on CPU, bfloat16 on accelerators
   config.log_every = 10  # steps
   config.mesh = dict(data=-1, model=1)  # -1: every device that is left

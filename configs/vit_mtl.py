@@ -5,15 +5,20 @@ action units from one image, each task a learned token of a transformer decoder,
 weighted by learned uncertainties. What is known of the paper and what is our reading:
 `affjax/models/decoders.py`.
 
-  python -m affjax.main --config=configs/vit_mtl.py                # synthetic faces, minutes
-  python -m affjax.main --config=configs/vit_mtl.py:data=ferplus   # photographs, expression only
-  python -m affjax.main --config=configs/vit_mtl.py:variant=S/16   # a larger encoder
+  python -m affjax.main --config=configs/vit_mtl.py                   # synthetic faces, minutes
+  python -m affjax.main --config=configs/vit_mtl.py:data=ferplus      # photographs, expression only
+  python -m affjax.main --config=configs/vit_mtl.py:data=s_aff_wild2  # the licensed data
+  python -m affjax.main --config=configs/vit_mtl.py:data=image_folder/my_set,metric=expression/f1
+  python -m affjax.main --config=configs/vit_mtl.py:variant=S/16      # a larger encoder
 
-Arguments after the colon: data (synthetic_faces, ferplus), variant (mu, Ti, S, B / patch size),
-steps, batch_size, debug (one CPU, under a minute; the smallest data set of that kind).
+Arguments after the colon: data (synthetic_faces, ferplus, s_aff_wild2, image_folder, or one of them
+and its config: image_folder/my_set), variant (mu, Ti, S, B / patch size), steps, batch_size, metric
+(the score that chooses the checkpoint), debug (one CPU, under a minute; the smallest encoder, and
+the smallest data set of that kind).
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 from configs import common
 
@@ -22,8 +27,12 @@ EXPRESSIONS = (
 )  # fmt: skip
 AUS = (1, 2, 4, 6, 7, 10, 12, 15, 23, 24, 25, 26)
 
-# What depends on the data: image size, encoder, length, splits (choices are made on `select`).
 # fmt: off
+IN_COLOUR = dict(
+  flip_rate=0.5, scale=0.1, shift=0.05, brightness=0.15, contrast=0.2, cast=0.05,
+  grey_rate=0.1, erase_rate=0.15, erase_area=0.15,
+)
+# What depends on the data: image size, encoder, length, splits (choices are made on `select`).
 DATA = {
   "synthetic_faces": dict(
     data=dict(image_size=112, train="train", select="validation", report=("test",)),
@@ -33,10 +42,7 @@ DATA = {
     drop_path_rate=0.05,
     evaluate_every=300,
     metric="p_mtl",
-    augment=dict(
-      flip_rate=0.5, scale=0.1, shift=0.05, brightness=0.15, contrast=0.2, cast=0.05,
-      grey_rate=0.1, erase_rate=0.15, erase_area=0.15,
-    ),
+    augment=IN_COLOUR,
   ),
   "ferplus": dict(
     data=dict(image_size=48, train="train", select="dev", report=("validation",)),
@@ -51,6 +57,29 @@ DATA = {
       grey_rate=0.0, erase_rate=0.25, erase_area=0.15,
     ),
   ),
+  # INFERRED, all of it: the paper's schedule is not known to us, and the data are not here to try.
+  "s_aff_wild2": dict(
+    data=dict(image_size=112, train="train", select="validation", report=()),
+    variant="S/16",
+    batch_size=256,
+    steps=11_000,  # 20 epochs
+    learning_rate=5e-4,
+    warmup_steps=500,
+    drop_path_rate=0.1,
+    evaluate_every=1100,
+    metric="p_mtl",
+    augment=IN_COLOUR,
+  ),
+  "image_folder": dict(  # of any size: set steps
+    data=dict(image_size=112, train="train", select="validation", report=("test",)),
+    variant="mu/16",
+    batch_size=32,
+    steps=3000,
+    drop_path_rate=0.05,
+    evaluate_every=300,
+    metric="p_mtl",  # where all three tasks are labelled; else the scores there are are listed
+    augment=IN_COLOUR,
+  ),
 }
 # fmt: on
 
@@ -58,10 +87,14 @@ DATA = {
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
   """Returns the config; see the module's docstring for the argument."""
   given = common.parse(
-    argument, data="synthetic_faces", variant="", steps=0, batch_size=0, debug=False
+    argument, data="synthetic_faces", variant="", steps=0, batch_size=0, metric="", debug=False
   )
-  kind = DATA[common.one_of("data", given["data"], DATA)]
+  name, _, builder_config = given["data"].partition("/")
+  kind = DATA[common.one_of("data", name, DATA)]
   debug = given["debug"]
+  if debug:
+    builder_config = builder_config or ("tiny" if name == "synthetic_faces" else "")
+    kind = kind | {"variant": "mu/" + kind["variant"].partition("/")[2]}
 
   config = ml_collections.ConfigDict()
   common.training(config)
@@ -75,10 +108,11 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
   )
 
   config.data = dict(
-    name=given["data"],
-    config="tiny" if debug and given["data"] == "synthetic_faces" else "",
+    name=name,
+    config=builder_config,
     workers=0,  # processes that read and decode; 0: threads of this one
     threads=2,
+    sampling="uniform",  # "class_balanced": expressions in equal shares
     **kind["data"],
   )
   config.augment = dict(kind["augment"])
@@ -99,17 +133,25 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
   )  # fmt: skip
   config.losses = dict(
     va=dict(name="losses.ccc_loss"),
-    expression=dict(name="losses.cross_entropy", label_smoothing=0.0),
-    au=dict(name="losses.binary_cross_entropy"),
+    expression=dict(
+      name="losses.cross_entropy",
+      label_smoothing=0.0,
+      class_weights=config_dict.placeholder(str),  # "balanced": from the training split
+      logit_adjustment=config_dict.placeholder(str),  # "prior": likewise
+    ),
+    au=dict(
+      name="losses.binary_cross_entropy",
+      positive_weight=config_dict.placeholder(str),  # "balanced": likewise
+    ),
   )
   config.procedure = dict(
     name="supervised.Supervised", weighting="simple", ema_decay=0.998, mixup_alpha=0.0
   )
   config.optimizer = dict(
     name="optim.adamw",
-    learning_rate=1e-3,
+    learning_rate=kind.get("learning_rate", 1e-3),
     schedule="cosine",
-    warmup_steps=min(200, config.steps // 10),
+    warmup_steps=min(kind.get("warmup_steps", 200), config.steps // 10),
     weight_decay=0.05,
     clip_norm=1.0,
   )
@@ -118,6 +160,6 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     every=10 if debug else kind["evaluate_every"], batch_size=64 if debug else 256
   )
   config.checkpoint.every = 5 if debug else kind["evaluate_every"] // 3
-  config.checkpoint.metric = kind["metric"]
+  config.checkpoint.metric = given["metric"] or kind["metric"]
   config.log_every = 5 if debug else 50
   return config

@@ -91,6 +91,72 @@ def test_a_sequence_covers_every_row_once_in_order_and_pads_with_minus_one(lengt
   assert len(flat) - length < BATCH
 
 
+# Classes in equal shares.
+
+SIZES = {-1: 20, 0: 50, 1: 7, 3: 3}  # no row of class 2
+STRATA = np.random.default_rng(0).permutation(np.repeat(list(SIZES), list(SIZES.values())))
+
+
+def balanced(seed=0, batch_size=BATCH):
+  return pipeline.order(len(STRATA), seed, batch_size, STRATA)
+
+
+def test_every_stretch_has_equal_shares_of_the_classes_and_the_usual_share_of_the_rest():
+  drawn = STRATA[steps(balanced(), 0, 60).ravel()]  # 480 draws: 120 without a class
+  for start in range(0, 480, BATCH):
+    counts = [(drawn[start : start + BATCH] == c).sum() for c in SIZES]
+    assert np.abs(np.array(counts) - 2).max() <= 1
+  np.testing.assert_allclose([(drawn == c).sum() for c in SIZES], 120, atol=2)
+
+
+def test_the_places_of_a_batch_are_not_tied_to_classes():
+  drawn = STRATA[steps(balanced(), 0, 60)]
+  assert all(set(place) == set(SIZES) for place in drawn.T)
+
+
+def test_each_row_is_drawn_once_an_epoch_of_its_class():
+  for last in (1, 13, 60):
+    drawn = np.bincount(steps(balanced(), 0, last).ravel(), minlength=len(STRATA))
+    assert all(np.ptp(drawn[np.isin(STRATA, c)]) <= 1 for c in SIZES)
+
+
+@pytest.mark.parametrize("step", [1, 7, 100_000])
+def test_balanced_draws_are_a_function_of_seed_and_step(step):
+  first = steps(balanced(5), step, step + 6)
+  np.testing.assert_array_equal(steps(balanced(5)[step:], 0, 6), first)
+  np.testing.assert_array_equal(balanced(5)[step + 3], first[3])  # no matter what was read before
+  assert (steps(balanced(6), step, step + 6) != first).any()
+
+
+def test_where_every_row_has_a_class_only_classes_are_drawn():
+  strata = np.arange(30) % 3
+  drawn = strata[steps(pipeline.order(30, 0, 6, strata), 0, 10)]
+  np.testing.assert_array_equal(np.sort(drawn, 1), np.tile([0, 0, 1, 1, 2, 2], (10, 1)))
+
+
+def test_a_single_class_is_the_split_itself():
+  epochs = steps(pipeline.order(24, 0, 8, np.zeros(24, int)), 0, 6).reshape(2, 24)
+  np.testing.assert_array_equal(np.sort(epochs, 1), np.tile(np.arange(24), (2, 1)))
+
+
+def test_strata_of_another_length_are_refused():
+  with pytest.raises(ValueError, match="strata of 80 rows for a split of 81"):
+    pipeline.order(81, 0, BATCH, STRATA)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_share_a_balanced_batch(opened, processes):
+  strata = np.arange(LENGTH) % 3 - 1
+  rows = pipeline.order(LENGTH, 0, BATCH, strata)
+  parts = [
+    read(pipeline.batches(opened, rows, process=process, processes=processes), 4)
+    for process in range(processes)
+  ]
+  for step in range(4):
+    joined = np.concatenate([part[step]["index"] for part in parts])
+    np.testing.assert_array_equal(joined, rows[step])
+
+
 # Who reads.
 
 
@@ -120,8 +186,9 @@ def test_the_number_of_threads_does_not_change_the_batches(opened):
 
 
 @pytest.mark.slow
-def test_the_number_of_workers_does_not_change_the_batches(opened, parsed_flags):
-  rows = pipeline.order(LENGTH, 0, BATCH)
+@pytest.mark.parametrize("strata", [None, np.arange(LENGTH) % 3 - 1], ids=["uniform", "balanced"])
+def test_the_number_of_workers_does_not_change_the_batches(opened, parsed_flags, strata):
+  rows = pipeline.order(LENGTH, 0, BATCH, strata)
   with_workers = read(pipeline.batches(opened, rows[3:], workers=2), 7)  # as on resuming
   same(with_workers, read(pipeline.batches(opened, rows[3:], workers=0), 7))
   same(with_workers, [opened.batch(rows[3 + step]) for step in range(7)])

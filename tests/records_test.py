@@ -1,5 +1,6 @@
 """Batches against TFDS's own reading of the same records, on tiny sets that the tests build."""
 
+import errno
 import io
 import json
 import pickle
@@ -356,6 +357,54 @@ def test_the_summary_is_kept_beside_the_data(tmp_path):
   assert json.loads(kept.read_text()) == records.summary(toy)
   kept.unlink()  # as in a copy of the shards alone
   assert json.loads(json.dumps(records.summary(toy))) == json.loads(kept.read_text())
+
+
+def test_the_labels_of_a_split_are_those_of_its_batches(toy, tiny_ferplus):
+  for build, wants in ((toy, WANTS), (tiny_ferplus, {"expression": labels.EXPRESSION_SEVEN})):
+    expected = everything(build, "train", wants, SIZE)
+    found = records.labels(build, "train", wants)
+    for kind, values in zip(("labels", "mask"), found, strict=True):
+      assert set(values) == set(wants)
+      for task in wants:
+        np.testing.assert_allclose(values[task], expected[kind][task], atol=1e-6)
+
+
+def test_tasks_that_the_data_or_the_model_lack_have_no_labels(tiny_ferplus):
+  wants = {"va": ("valence",), "expression": labels.EXPRESSION_MTL}
+  assert set(records.labels(tiny_ferplus, "train", wants)[0]) == {"expression"}
+
+
+def test_the_labels_are_kept_beside_the_data(tmp_path, monkeypatch):
+  toy = build(tmp_path, toy_rows())
+  kept = Path(toy.data_dir) / "affjax_train.npz"
+  found = records.label_table(toy, "train")
+  assert sorted(found["key"].tolist()) == sorted(f"row{i}".encode() for i in range(12))
+  walked = []
+  monkeypatch.setattr(
+    records, "_walk", lambda found, walk=records._walk: walked.append(1) or walk(found)
+  )
+  same = lambda other: [np.testing.assert_array_equal(other[name], found[name]) for name in found]
+  same(records.label_table(toy, "train"))
+  assert not walked
+  kept.unlink()  # as in a copy of the shards alone
+  same(records.label_table(toy, "train"))
+  assert walked
+  assert kept.is_file()
+
+
+@pytest.mark.parametrize("kind", [errno.EACCES, errno.EROFS])
+def test_a_read_only_place_is_counted_anew_each_time(tmp_path, monkeypatch, kind):
+  toy = build(tmp_path, toy_rows())
+  expected = records.summary(toy)
+  for path in Path(toy.data_dir).glob("affjax*"):
+    path.unlink()
+
+  def refuse(path, content):
+    raise OSError(kind, "no")
+
+  monkeypatch.setattr(Path, "write_bytes", refuse)
+  assert records.summary(toy) == expected
+  assert not list(Path(toy.data_dir).glob("affjax*"))
 
 
 # Errors.

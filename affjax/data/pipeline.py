@@ -1,9 +1,9 @@
 """Batches whose position is the step.
 
-The order is a pure function of (seed, step): the rows are shuffled globally and anew each epoch,
-cut into global batches, and process p takes its contiguous part of each. So resuming is
-`dataset[step:]`, and neither the worker count nor the number of processes changes which sample is
-seen when.
+The order is a pure function of (seed, step): the rows are shuffled globally and anew each epoch
+(or within each class, where classes are drawn evenly), cut into global batches, and process p takes
+its contiguous part of each. So resuming is `dataset[step:]`, and neither the worker count nor the
+number of processes changes which sample is seen when.
 """
 
 import os
@@ -31,7 +31,9 @@ class Share:
     return np.split(np.asarray(rows), self._processes)[self._process]
 
 
-def order(length: int, seed: int, batch_size: int) -> grain.MapDataset:
+def order(
+  length: int, seed: int, batch_size: int, strata: np.ndarray | None = None
+) -> grain.MapDataset:
   """Step -> rows of its global batch, for ever.
 
   Args:
@@ -39,13 +41,35 @@ def order(length: int, seed: int, batch_size: int) -> grain.MapDataset:
     seed: any non-negative integer.
     batch_size: of the global batch. Batches run across the ends of epochs: every row is seen once
       an epoch, and nothing is dropped.
+    strata: [length] class of each row, -1 = none; None: all rows alike. Classes are then drawn in
+      equal shares, whatever their sizes, each in epochs of its own; so are the rows without one,
+      which keep their share of the draws (to within a hundredth of it). Every batch holds these
+      shares, to within two rows.
 
   Returns:
     A random-access data set of [batch_size] int64 arrays.
   """
   # Grain adds the epoch to the seed: unhashed, seed 1 would replay seed 0 one epoch late.
-  mixed = int(np.random.SeedSequence([seed, 0xAFF]).generate_state(1)[0])
-  return grain.MapDataset.range(length).shuffle(seed=mixed).repeat().batch(batch_size)
+  mixed = lambda *key: int(np.random.SeedSequence([seed, 0xAFF, *key]).generate_state(1)[0])
+  if strata is None:
+    return grain.MapDataset.range(length).shuffle(seed=mixed()).repeat().batch(batch_size)
+  if len(strata) != length:
+    raise ValueError(f"strata of {len(strata)} rows for a split of {length}")
+
+  def stream(stratum: int) -> grain.MapDataset:
+    rows = np.flatnonzero(strata == stratum)
+    return grain.MapDataset.source(rows).shuffle(seed=mixed(3 + stratum)).repeat()
+
+  classes = np.unique(strata[strata >= 0]).tolist()
+  rows = grain.MapDataset.mix([stream(c) for c in classes])
+  if unlabelled := int((strata < 0).sum()):
+    rows = grain.MapDataset.mix([stream(-1), rows], [unlabelled, length - unlabelled])
+  # A mixture takes turns: unpermuted, a place in the batch would always hold the same class.
+  return rows.batch(batch_size).random_map(_permuted, seed=mixed(1))
+
+
+def _permuted(rows: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+  return generator.permutation(rows)
 
 
 def sequence(length: int, batch_size: int) -> grain.MapDataset:

@@ -5,9 +5,11 @@ feature decoding costs as much as the JPEG. Nothing here imports jax or TensorFl
 """
 
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import importlib
+import io
 import json
 import os
 import pkgutil
@@ -24,7 +26,9 @@ from tensorflow_datasets.proto import tf_example_pb2
 import tfds_builders
 from affjax.labels import TASKS, remap
 
-SUMMARY = "affjax.json"  # beside TFDS's own files: counts and fingerprint
+# Beside TFDS's own files: counts and fingerprint, and the labels of a split without its images.
+SUMMARY = "affjax.json"
+TABLE = "affjax_{}.npz"
 
 
 def names() -> list[str]:
@@ -118,10 +122,11 @@ def shards(build: Any, split: str) -> Shards:
     ValueError: not prepared, or no such split; says what to do.
   """
   if not is_prepared(build):
-    source = " --source=FOLDER" if needs_source(build) else ""
+    options = f" --config={build.builder_config.name}" if build.builder_config else ""
+    options += " --source=FOLDER" if needs_source(build) else ""
     raise ValueError(
       f"data set {build.name!r} is not in {build.data_dir}: run"
-      f" `python -m affjax.data.prepare {build.name}{source}` (its official files:"
+      f" `python -m affjax.data.prepare {build.name}{options}` (its official files:"
       f" tfds_builders/{build.name}/README.md), or name another place with --data_dir"
     )
   if split not in build.info.splits:
@@ -279,41 +284,83 @@ def records(build: Any, split: str, wants: Mapping[str, Sequence[str]], image_si
   return Records(found, described["labels"], wants, masks, (image_size, image_size))
 
 
-def _walk(found: Shards, chunk: int = 1024) -> Iterator[tuple[bytes, dict[str, np.ndarray]]]:
-  """Yields the key and the labels and masks of every record, in order; images are not decoded."""
+def _walk(found: Shards, chunk: int = 1024) -> Iterator[dict[str, np.ndarray]]:
+  """Yields keys, labels and masks of `chunk` records at a time, in order; decodes no image."""
   for start in range(0, len(found), chunk):
+    columns: dict[str, list[Any]] = {}
     for record in found.read(range(start, min(start + chunk, len(found)))):
       feature = tf_example_pb2.Example.FromString(record).features.feature
-      yield (
-        feature["key"].bytes_list.value[0],
-        {
-          name: np.array(feature[name].float_list.value, np.float32)
-          for name in sorted(feature)
-          if name.startswith(("labels/", "mask/"))
-        },
-      )
+      columns.setdefault("key", []).append(feature["key"].bytes_list.value[0])
+      for name in (n for n in feature if n.startswith(("labels/", "mask/"))):
+        columns.setdefault(name, []).append(np.array(feature[name].float_list.value, np.float32))
+    yield {name: np.stack(column) for name, column in columns.items()}
 
 
-def _summarise(found: Shards, has: Mapping[str, Sequence[str]], digest: Any) -> dict[str, Any]:
+def label_table(build: Any, split: str) -> dict[str, np.ndarray]:
+  """Labels of a whole split, without its images; made once and kept beside it.
+
+  Returns:
+    `key` [rows] bytes, and what the records hold under `labels/TASK` and `mask/TASK`: [rows, size]
+    float32, in terms of the data set's own names.
+  """
+  path = Path(build.data_dir) / TABLE.format(split)
+  if path.is_file():
+    with np.load(path) as kept:
+      return dict(kept)
+  chunks = list(_walk(shards(build, split)))
+  columns = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+  packed = io.BytesIO()
+  np.savez_compressed(packed, **columns)
+  _keep(path, packed.getvalue())
+  return columns
+
+
+def labels(
+  build: Any, split: str, wants: Mapping[str, Sequence[str]]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+  """Labels and masks of a whole split in terms of a model: what `Records.batch` gives for them.
+
+  Args:
+    build: from `builder`.
+    split: its name.
+    wants: task -> names of the labels that the model has.
+
+  Returns:
+    Task -> labels [rows, size], and task -> mask [rows, size] (expression: [rows]), of the tasks
+    that the data set has.
+  """
+  columns, has = label_table(build, split), metadata(build)["labels"]
+  out: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] = ({}, {})
+  for task in (t for t in wants if t in has):
+    matrix = remap(has[task], wants[task])
+    label, mask = columns[f"labels/{task}"] @ matrix, columns[f"mask/{task}"]
+    if task == "expression":
+      mass = label.sum(1)
+      label, mask = label / np.where(mass > 0, mass, 1)[:, None], mask[:, 0] * (mass > 0)
+    else:
+      mask = mask @ matrix
+    out[0][task], out[1][task] = label, mask
+  return out
+
+
+def _summarise(
+  columns: Mapping[str, np.ndarray], has: Mapping[str, Sequence[str]], digest: Any
+) -> dict[str, Any]:
   """Counts one split and feeds its keys and labels to the digest."""
-  keys: list[bytes] = []
-  values: dict[str, list[np.ndarray]] = {}
-  for key, arrays in _walk(found):
-    keys.append(key)
+  names = sorted(name for name in columns if name != "key")
+  for row, key in enumerate(columns["key"].tolist()):
     digest.update(key)
-    for name, array in arrays.items():
-      digest.update(name.encode() + array.tobytes())
-      values.setdefault(name, []).append(array)
-  table = {name: np.stack(column) for name, column in values.items()}
-  counts: dict[str, Any] = {"images": len(keys)}
+    for name in names:
+      digest.update(name.encode() + columns[name][row].tobytes())
+  counts: dict[str, Any] = {"images": len(columns["key"])}
   for task in (t for t in TASKS if t in has):
-    label, mask = table[f"labels/{task}"], table[f"mask/{task}"]
+    label, mask = columns[f"labels/{task}"], columns[f"mask/{task}"]
     counts[task] = {"labelled": dict(zip(has[task], mask.sum(0).tolist(), strict=False))}
     if task == "expression":
       counts[task] = {"labelled": mask.sum().item(), "votes": _tally(label, mask, has[task])}
       hard = np.eye(label.shape[1])[label.argmax(1)]
-      for name in (n for n in table if n.startswith("mask/expression_")):
-        counts[task][name.removeprefix("mask/")] = _tally(hard, table[name], has[task])
+      for name in (n for n in names if n.startswith("mask/expression_")):
+        counts[task][name.removeprefix("mask/")] = _tally(hard, columns[name], has[task])
     elif task == "au":
       counts[task]["positive"] = dict(zip(has[task], (label * mask).sum(0).tolist(), strict=True))
   return counts
@@ -338,14 +385,19 @@ def summary(build: Any) -> dict[str, Any]:
   digest = hashlib.sha256(f"{build.name}/{build.version}/{config}".encode())
   splits = {}
   for split in sorted(build.info.splits):
-    found = shards(build, split)
-    digest.update(f"/{split}:{len(found)}/".encode())
-    splits[split] = _summarise(found, metadata(build)["labels"], digest)
+    digest.update(f"/{split}:{len(shards(build, split))}/".encode())
+    splits[split] = _summarise(label_table(build, split), metadata(build)["labels"], digest)
   result = {"fingerprint": digest.hexdigest(), "splits": splits}
-  try:
-    partial = path.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(result, indent=1))
-    partial.rename(path)
-  except PermissionError:
-    pass  # a shared read-only place: counted anew each time
+  _keep(path, json.dumps(result, indent=1).encode())
   return result
+
+
+def _keep(path: Path, content: bytes) -> None:
+  """Writes a file whole, or in a read-only place not at all: it is made anew each time."""
+  partial = path.with_suffix(f".{os.getpid()}")
+  try:
+    partial.write_bytes(content)
+    partial.rename(path)
+  except OSError as e:
+    if e.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+      raise

@@ -45,4 +45,5 @@ def from_config(config: Mapping[str, Any]) -> Any:
     optimizer=build(config["optimizer"], "affjax", steps=config["steps"]),
     augment=config["augment"],
     seed=config["seed"],
+    accumulate=config.get("accumulate", 1),  # absent from the configs of earlier runs
   )
