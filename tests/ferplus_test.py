@@ -1,6 +1,7 @@
 """The FER+ builder, on a source of noise that the tests write and, where it is, on the real one."""
 
 import csv
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from conftest import COLUMNS, write_ferplus, zip_up
 from affjax.data import prepare, records
 from tfds_builders.ferplus import ferplus_dataset_builder as ferplus
 
+IMAGES = r"images +37 +3 +12"  # a line of the table: train, dev, validation
 COMMAND = """
 import importlib.machinery, sys
 find = importlib.machinery.PathFinder.find_spec
@@ -175,8 +177,8 @@ def test_the_summary_counts_what_the_vote_file_holds(tmp_path):
   shares = np.sum([np.array(row[:8]) / max(sum(row[:8]), 1) for row in valid], 0)
   assert list(counts["expression"]["votes"].values()) == [round(share, 1) for share in shares]
   text = prepare.table(summary)
-  assert "validation: 12 images" in text
-  assert "expression strict: neutral" in text
+  assert re.search(f"^{IMAGES}$", text, re.MULTILINE)
+  assert "expression, strict" in text
 
 
 def test_zips_and_folders_build_the_same_data(tiny_ferplus, tmp_path):
@@ -198,7 +200,7 @@ def test_the_command_builds_without_tensorflow(source, tmp_path):
   )
   first = run(f"--source={source}")
   assert first.returncode == 0, first.stderr
-  assert "validation: 12 images" in first.stdout
+  assert re.search(f"^{IMAGES}$", first.stdout, re.MULTILINE)
   again = run()  # the official files are no longer needed
   assert again.returncode == 0, again.stderr
   assert again.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]

@@ -10,11 +10,12 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
 from affjax.labels import EXPRESSION_FERPLUS, EXPRESSION_SEVEN
+from tfds_builders import images as image_files
+from tfds_builders import progress
 
 VOTE_COLUMNS = (*EXPRESSION_FERPLUS, "unknown", "NF")
 SIZE = 48  # pixels
@@ -93,28 +94,22 @@ def read_images(source: Path, folder: str) -> Iterator[tuple[str, bytes]]:
         yield name.rpartition("/")[2], archive.read(name)
 
 
-def check_image(name: str, encoded: bytes) -> None:
-  """Raises ValueError unless the bytes decode to a 48x48 image (TFDS checks nothing)."""
-  # Of no bytes at all OpenCV raises an error of its own, which does not name the file.
-  image = cv2.imdecode(np.frombuffer(encoded or b"-", np.uint8), cv2.IMREAD_GRAYSCALE)
-  if image is None:
-    raise ValueError(f"{name}: not an image that OpenCV can decode ({len(encoded)} bytes)")
-  if image.shape != (SIZE, SIZE):
-    raise ValueError(f"{name}: {image.shape[1]}x{image.shape[0]} pixels; FER+ has {SIZE}x{SIZE}")
-
-
 class Builder(tfds.core.GeneratorBasedBuilder):
   """Splits `train`, `dev` (a tenth of its images), `validation` and, where present, `test`."""
 
   VERSION = tfds.core.Version("1.0.0")
   RELEASE_NOTES = {"1.0.0": "Votes, soft labels, two majority rules, dev split."}
-  expected_megabytes = 80  # of all 35,887 images
+  draws_progress = True
   MANUAL_DOWNLOAD_INSTRUCTIONS = """
   A folder with `fer2013new.csv` (github.com/microsoft/FERPlus) and `FER2013Train`,
   `FER2013Valid` (and `FER2013Test`) as folders of PNG files or as zips of them, as that
   repository's script makes from Kaggle's FER2013. Then:
     python -m affjax.data.prepare ferplus --source=FOLDER
   """
+
+  def megabytes(self, source: Path | None) -> float:
+    """About what a build of all 35,887 images takes on disk, in 1e6 bytes."""
+    return 80
 
   def _info(self) -> tfds.core.DatasetInfo:
     scalar = lambda: tfds.features.Tensor(shape=(), dtype=np.float32)
@@ -170,8 +165,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
   def _generate_examples(
     self, split: str, images: Mapping[str, bytes], votes: Mapping[str, np.ndarray]
   ) -> Iterator[tuple[str, dict]]:
-    for name, encoded in images.items():
-      check_image(name, encoded)
+    for name, encoded in progress.bar(images.items(), split):
+      image_files.check(name, encoded, (SIZE, SIZE))
       soft = distribution(votes[name])
       hard = {rule: majority(votes[name], rule) in EXPRESSION_SEVEN for rule in RULES}
       yield (

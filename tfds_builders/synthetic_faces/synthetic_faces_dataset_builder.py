@@ -3,13 +3,14 @@
 import dataclasses
 import io
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-import tqdm
 
 from affjax import labels
+from tfds_builders import progress
 from tfds_builders.synthetic_faces import knobs, label_model, renderer, workers
 
 SPLITS = ("train", "validation", "test")
@@ -60,9 +61,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
   draws_progress = True  # its own bars have an estimate of the time left
 
-  @property
-  def expected_megabytes(self) -> float:
-    """About what a build takes on disk: 7 kB a picture."""
+  def megabytes(self, source: Path | None) -> float:
+    """About what a build takes on disk, in 1e6 bytes: 7 kB a picture."""
     return round(sum(self.builder_config.identities) * self.builder_config.images * 7e-3, 1)
 
   def _info(self) -> tfds.core.DatasetInfo:
@@ -115,7 +115,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     config = self.builder_config
     people = config.identities[SPLITS.index(split)]
 
-    bar = tqdm.tqdm(total=people * config.images, desc=f"rendering {split}", unit=" faces")
+    bar = progress.bar(range(people * config.images), f"rendering {split}", "faces")
     rendered = workers.faces(
       str(self.version), config.seed, split, people, config.images, config.setting
     )
