@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import cv2
 import numpy as np
 
-from tfds_builders.synthetic_faces import folds, raster
+from tfds_builders.synthetic_faces import folds, landmarks, raster
 
 # Vertex numbers of MakeHuman's base mesh (hm08).
 NOSE_TIP = 297
@@ -60,6 +60,8 @@ class FaceAsset:
     occlusion: [vertices] float32, share of its surroundings that a vertex sees.
     eyes: vertices of the eyeball on the face's left and right.
     landmarks: name -> vertex.
+    ibug: [68, 2] vertices of the landmarks of iBUG, see `landmarks`.
+    face: [triangles] bool, whether a triangle is of the face: no ear, neck or scalp.
     targets: name -> number of a morph target.
     starts: [targets + 1] where each target's rows begin.
     indices: [rows] int32 vertex of a row.
@@ -79,6 +81,8 @@ class FaceAsset:
   occlusion: np.ndarray
   eyes: tuple[np.ndarray, np.ndarray]
   landmarks: Mapping[str, int]
+  ibug: np.ndarray
+  face: np.ndarray
   targets: Mapping[str, int]
   starts: np.ndarray
   indices: np.ndarray
@@ -155,6 +159,8 @@ def load() -> FaceAsset:
       "left outer brow": number[OUTER_BROWS[0]],
       "right outer brow": number[OUTER_BROWS[1]],
     },
+    ibug=landmarks.vertices(number, vertices),
+    face=landmarks.face(vertices, triangles, part)[solid],
     targets=names,
     starts=starts,
     indices=indices,

@@ -1,30 +1,36 @@
 """Light, background, and what goes wrong in a camera."""
 
+import dataclasses
+
 import cv2
 import numpy as np
 import simplejpeg
 
 from tfds_builders.synthetic_faces import knobs
 
+# What a drawn light is described by: degrees, degrees, ratio, ratio, kelvin; see `knobs.View`.
+LIGHT = ("key_azimuth", "key_elevation", "key_to_fill", "ambient", "temperature")
 
-def draw_lights(rng: np.random.Generator, view: knobs.View) -> tuple[np.ndarray, np.ndarray]:
-  """Draws a main light, a weaker one opposite, and light from everywhere.
+
+def draw_light(rng: np.random.Generator, view: knobs.View) -> np.ndarray:
+  """Draws the light: [5] float64 in the order of `LIGHT`."""
+  return np.array([getattr(view, name).draw(rng) for name in LIGHT])
+
+
+def lights(light: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Sets up a main light, a weaker one opposite, and light from everywhere.
 
   Args:
-    rng: where the choices come from.
-    view: distributions of the choices.
+    light: [5] in the order of `LIGHT`.
 
   Returns:
     [2, 6] float32 direction (right, up, towards the camera) and colour of each light, and [3]
     float32 colour of the ambient light. Together they light a face that looks at the camera by
     about 1, as a camera's exposure sees to.
   """
-  azimuth = view.key_azimuth.draw(rng)
-  elevation = view.key_elevation.draw(rng)
-  ratio = view.key_to_fill.draw(rng)
-  ambient = view.ambient.draw(rng)
+  azimuth, elevation, ratio, ambient, temperature = light.tolist()
   # White balance takes back most of the light's colour.
-  tint = kelvin(float(view.temperature.draw(rng))) ** 0.3
+  tint = kelvin(temperature) ** 0.3
   directions = np.stack([_direction(azimuth, elevation), _direction(-0.8 * azimuth, 10)])
   strengths = np.array([1.0, 1 / ratio])
   frontal = (strengths * np.maximum(directions[:, 2], 0.35)).sum()
@@ -32,10 +38,10 @@ def draw_lights(rng: np.random.Generator, view: knobs.View) -> tuple[np.ndarray,
   key = np.concatenate([directions[0], strengths[0] * tint])
   fill = np.concatenate([directions[1], [strengths[1]] * 3])
   level = 1.15 if ratio < 3 else 1.25
-  lights = np.stack([key, fill])
-  lights[:, 3:] *= level
+  both = np.stack([key, fill])
+  both[:, 3:] *= level
   mixed = ambient * level * tint**0.5
-  return lights.astype(np.float32), mixed.astype(np.float32)
+  return both.astype(np.float32), mixed.astype(np.float32)
 
 
 def _direction(azimuth: float, elevation: float) -> np.ndarray:
@@ -87,54 +93,106 @@ def develop(picture: np.ndarray, exposure: float = 0.0) -> np.ndarray:
   return np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
 
 
-def spoil(
-  rng: np.random.Generator, picture: np.ndarray, camera: knobs.Camera
-) -> tuple[np.ndarray, float]:
+@dataclasses.dataclass(frozen=True)
+class Faults:
+  """What a camera did to one picture, see `knobs.Camera`; each has a value that does nothing.
+
+  Attributes:
+    exposure: stops; 0.
+    gamma: exponent; 1.
+    red: gain; 1.
+    green: gain; 1.
+    blue: gain; 1.
+    grey: 1 where the picture has no colour.
+    blur: pixels; 0.
+    motion: 1 where the blur is along a line.
+    angle: of that line, radians clockwise from the right.
+    resolution: pixels across that it was reduced to; its own size.
+    noise: standard deviation; 0.
+    jpeg: quality of a first compression; 100.
+  """
+
+  exposure: float = 0.0
+  gamma: float = 1.0
+  red: float = 1.0
+  green: float = 1.0
+  blue: float = 1.0
+  grey: float = 0.0
+  blur: float = 0.0
+  motion: float = 0.0
+  angle: float = 0.0
+  resolution: float = 112.0
+  noise: float = 0.0
+  jpeg: float = 100.0
+
+  @property
+  def sharpness(self) -> float:
+    """How many pixels across the picture still resolves, about."""
+    return min(FAULTLESS.resolution / (1 + self.blur), self.resolution)
+
+
+FAULTLESS = Faults()
+FAULTS = tuple(field.name for field in dataclasses.fields(Faults))
+
+
+def draw_faults(rng: np.random.Generator, camera: knobs.Camera) -> Faults:
+  """Draws what goes wrong. Every fault draws its numbers whether it happens or not."""
+  happens = dict(
+    zip(
+      ("exposure", "gamma", "cast", "blur", "noise", "jpeg"),
+      rng.random(6) < camera.rate,
+      strict=True,
+    )
+  )
+  happens["resolution"] = rng.random() < camera.reduced_rate
+  value = {name: float(getattr(camera, name).draw(rng)) for name in happens if name != "cast"}
+  cast = camera.cast.draw(rng, 3).tolist()
+  grey, motion = rng.random() < camera.grey_rate, rng.random() < 0.5
+  angle = rng.uniform(0, np.pi)
+  faults = {name: value[name] for name in value if happens[name]}
+  if "resolution" in faults:
+    faults["resolution"] = float(round(faults["resolution"]))
+  if happens["cast"]:
+    faults |= dict(zip(("red", "green", "blue"), cast, strict=True))
+  if happens["blur"] and motion:
+    faults |= {"motion": 1.0, "angle": angle}
+  return Faults(grey=float(grey), **faults)
+
+
+def spoil(rng: np.random.Generator, picture: np.ndarray, faults: Faults) -> np.ndarray:
   """Develops a picture with a camera's faults.
 
   Args:
-    rng: where the choices come from.
+    rng: where the noise comes from.
     picture: [size, size, 3] float32 linear light.
-    camera: distributions of the faults.
+    faults: what goes wrong.
 
   Returns:
-    [size, size, 3] uint8, and how many pixels across it still resolves, about.
+    [size, size, 3] uint8.
   """
   size = picture.shape[0]
-  # Every fault draws its numbers whether it happens or not: a knob turned leaves the rest alone.
-  happens = rng.random(7) < camera.rate
-  values = {
-    name: getattr(camera, name).draw(rng)
-    for name in ("exposure", "gamma", "blur", "resolution", "noise", "jpeg")
-  }
-  cast = camera.cast.draw(rng, 3)
-  grey, motion = rng.random() < camera.grey_rate, rng.random() < 0.5
-  angle, noise = rng.uniform(0, np.pi), rng.standard_normal(picture.shape, np.float32)
-  sharp = float(size)
-  image = develop(picture, values["exposure"] if happens[0] else 0.0).astype(np.float32)
-  if happens[1]:
-    image = image ** np.float32(values["gamma"])
-  if happens[2]:
-    image = image * cast.astype(np.float32)
-  if grey:
+  image = develop(picture, faults.exposure).astype(np.float32)
+  if faults.gamma != 1:
+    image = image ** np.float32(faults.gamma)
+  image = image * np.array([faults.red, faults.green, faults.blue], np.float32)
+  if faults.grey:
     image = np.repeat((image @ np.array([0.299, 0.587, 0.114], np.float32))[..., None], 3, -1)
-  if happens[3]:
-    image = cv2.filter2D(image, -1, _blur_kernel(values["blur"], angle, motion))
-    sharp = min(sharp, size / (1 + values["blur"]))
-  if happens[4]:
-    small = round(float(values["resolution"]))
-    image = cv2.resize(image, (small, small), interpolation=cv2.INTER_AREA)
+  if faults.blur:
+    image = cv2.filter2D(image, -1, _blur_kernel(faults.blur, faults.angle, bool(faults.motion)))
+  if faults.resolution < size:
+    small = (int(faults.resolution),) * 2
+    image = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
     image = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
-    sharp = min(sharp, small)
-  if happens[5]:
-    image = image + np.float32(values["noise"]) * noise
+  if faults.noise:
+    shape = (size, size, 1 if faults.grey else 3)
+    image = image + np.float32(faults.noise) * rng.standard_normal(shape, np.float32)
   image = np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
-  if happens[6]:
+  if faults.jpeg < 100:
     content = simplejpeg.encode_jpeg(
-      np.ascontiguousarray(image), quality=round(float(values["jpeg"])), colorsubsampling="420"
+      np.ascontiguousarray(image), quality=round(faults.jpeg), colorsubsampling="420"
     )
     image = simplejpeg.decode_jpeg(content)
-  return image, sharp
+  return image
 
 
 def _blur_kernel(width: float, angle: float, motion: bool) -> np.ndarray:

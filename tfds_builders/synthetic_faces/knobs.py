@@ -121,7 +121,8 @@ class Camera:
     gamma: exponent on values in [0, 1].
     cast: gain of each colour.
     grey_rate: probability that the picture has no colour.
-    resolution: pixels across to which the picture is reduced, then enlarged again.
+    reduced_rate: probability that the picture is reduced, then enlarged again.
+    resolution: pixels across to which it is reduced.
     jpeg: quality of a first JPEG compression, with chroma at half resolution.
   """
 
@@ -132,8 +133,52 @@ class Camera:
   gamma: Uniform = Uniform(0.8, 1.25)
   cast: Uniform = Uniform(0.92, 1.08)
   grey_rate: float = 0.05
+  reduced_rate: float = 0.3
   resolution: Uniform = Uniform(40, 112)
   jpeg: Uniform = Uniform(40, 95)
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+  """What the faces show, see `label_model`.
+
+  Attributes:
+    mode: "natural" or "strong".
+    ambiguity: share of faces that keep whatever units were drawn, see `label_model.draw`.
+    prior: weight of each class of `label_model.CLASSES`; 0 leaves a class out of the data set.
+      None: the mode's.
+    walk: whether a person's pictures go through all classes in turn, in equal shares, instead of
+      drawing each from the prior.
+  """
+
+  mode: str = "natural"
+  ambiguity: float = 0.25
+  prior: tuple[float, ...] | None = None
+  walk: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Occluders:
+  """What stands before the face: nothing, unless a probability is raised.
+
+  Attributes:
+    hand_often: probability of a hand in sadness, fear, surprise and the confused pattern of other.
+    hand_seldom: of one elsewhere.
+    mouth_angle: of the fingers of a hand before the mouth, degrees up from the horizontal.
+    cheek_angle: of a hand on the cheek.
+    spread: of the fingers, degrees.
+    curl: how much shorter bent fingers look.
+  """
+
+  hand_often: float = 0.0
+  hand_seldom: float = 0.0
+  mouth_angle: Uniform = Uniform(5, 50)
+  cheek_angle: Uniform = Uniform(55, 85)
+  spread: Uniform = Uniform(-1, 8)
+  curl: Uniform = Uniform(0, 1)
+
+
+HANDS = Occluders(hand_often=0.3, hand_seldom=0.05)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,15 +186,52 @@ class Knobs:
   """All of it.
 
   Attributes:
-    mode: "natural" or "strong", see `label_model`.
-    ambiguity: see `label_model.draw`.
+    labels: what is shown.
     person: who is shown.
     view: how the face is seen and lit.
     camera: what goes wrong.
+    occluders: what stands before the face.
   """
 
-  mode: str = "natural"
-  ambiguity: float = 0.25
+  labels: Labels = Labels()
   person: Person = Person()
   view: View = View()
   camera: Camera = Camera()
+  occluders: Occluders = Occluders()
+
+
+# The six basic expressions alike, without and with neutral.
+SIX = (0, 1, 1, 1, 1, 1, 1, 0)
+SEVEN = (1, 1, 1, 1, 1, 1, 1, 0)
+# Counts of the synthetic training images of ABAW4 (Kollias, 2022, arXiv:2207.01138).
+LSD_TRAIN = (0, 18286, 15150, 10923, 73285, 144631, 14976, 0)
+# How FER+ looks: grey, 48 pixels across, framed by a face detector without alignment, so looser and
+# off-centre. INFERRED, all of it: to be measured on its training images.
+FERPLUS_VIEW = View(
+  roll=Normal(0, 8, -30, 30),
+  turn=Normal(0, 7, -20, 20),
+  zoom=Normal(0.9, 0.09, 0.65, 1.15),
+  shift=Normal(0, 0.12, -0.35, 0.35),
+)
+FERPLUS_CAMERA = Camera(grey_rate=1.0, reduced_rate=1.0, resolution=Uniform(48, 48))
+
+
+def describe(part: object, prefix: str = "") -> dict[str, str]:
+  """Writes out every knob: name -> value, such as `view.yaw.sd` -> `18.0`.
+
+  Two settings that draw the same data have equal descriptions; any knob that is turned shows.
+
+  Args:
+    part: a dataclass of this module.
+    prefix: put before the names.
+  """
+  out = {}
+  for field in dataclasses.fields(part):
+    name, value = prefix + field.name, getattr(part, field.name)
+    if dataclasses.is_dataclass(value):
+      out[name] = type(value).__name__
+      out |= describe(value, f"{name}.")
+    else:
+      number = isinstance(value, int | float) and not isinstance(value, bool)
+      out[name] = repr(float(value) if number else value)
+  return out

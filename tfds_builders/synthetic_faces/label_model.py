@@ -18,6 +18,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from affjax import labels
+from tfds_builders.synthetic_faces import knobs
 
 # FACS numbers: first the twelve that are labelled, then nine that are shown and never labelled.
 LABELLED = tuple(int(name.removeprefix("AU")) for name in labels.AU_MTL)
@@ -115,9 +116,16 @@ def _read_table(table: str) -> tuple[Pattern, ...]:
 PATTERNS = _read_table(_TABLE)
 
 
-def class_prior(mode: str) -> np.ndarray:
+def class_prior(setting: knobs.Labels) -> np.ndarray:
   """Returns [8] the probability of each class."""
-  return np.array(PRIOR[mode]) / sum(PRIOR[mode])
+  weight = np.array(setting.prior or PRIOR[setting.mode], np.float64)
+  weight = (weight > 0) * 1.0 if setting.walk else weight
+  return weight / weight.sum()
+
+
+def shown_classes(setting: knobs.Labels) -> tuple[str, ...]:
+  """Returns the classes that a data set has, in the order of `CLASSES`."""
+  return tuple(np.array(CLASSES)[class_prior(setting) > 0].tolist())
 
 
 @functools.cache
@@ -187,7 +195,7 @@ def posterior(present: np.ndarray, mode: str) -> np.ndarray:
     [faces, 8] float64, each row a distribution over `CLASSES`.
   """
   there, away, member = _posterior_tables(mode)
-  likelihood = np.where(present[:, None, :], there, away).sum(-1)
+  likelihood = present @ there.T + (1.0 - present) @ away.T
   likelihood = np.exp(likelihood - likelihood.max(1, keepdims=True))
   classes = likelihood @ member
   return classes / classes.sum(1, keepdims=True)
@@ -218,31 +226,55 @@ class Drawn:
   distribution: np.ndarray
 
 
-def draw(rng: np.random.Generator, mode: str = "natural", ambiguity: float = 0.25) -> Drawn:
+def draw(rng: np.random.Generator, setting: knobs.Labels, turn: int = 0) -> Drawn:
   """Draws class, pattern and units of a face.
+
+  Faces that are not left ambiguous are drawn again, pattern included, until their posterior is
+  highest at the intended class, 50 times at most. An ambiguity of 1 turns this off.
 
   Args:
     rng: where the choices come from.
-    mode: "natural" or "strong".
-    ambiguity: share of faces that keep whatever units were drawn. The others are drawn again,
-      pattern included, until their posterior is highest at the intended class, 50 times at most.
-      1 turns the rejection off.
+    setting: distributions of the choices.
+    turn: which class it is the turn of, where the classes come in turn.
 
   Returns:
     The face's units.
   """
-  expression = int(rng.choice(len(CLASSES), p=class_prior(mode)))
-  members = [i for i, p in enumerate(PATTERNS) if p.expression == CLASSES[expression]]
-  weights = np.array([PATTERNS[i].weight[mode] for i in members])
-  table = probabilities()
-  ambiguous = rng.random() < ambiguity
+  prior = class_prior(setting)
+  members = np.flatnonzero(prior)
+  expression = int(
+    members[turn % len(members)] if setting.walk else rng.choice(len(prior), p=prior)
+  )
+  mode, table = setting.mode, probabilities()
+  patterns, shares = _patterns_of(expression, mode)
+  ambiguous = rng.random() < setting.ambiguity
   for _ in range(50):
-    pattern = members[rng.choice(len(members), p=weights / weights.sum())]
+    pattern = patterns[rng.choice(len(patterns), p=shares)]
     present = apply_rules(rng.random((1, len(UNITS))) < table[pattern], rng)
     distribution = posterior(present, mode)[0]
     if ambiguous or distribution.argmax() == expression:
       break
   return Drawn(expression, int(pattern), present[0], distribution)
+
+
+def _patterns_of(expression: int, mode: str) -> tuple[np.ndarray, np.ndarray]:
+  """Numbers of a class's patterns, and their shares."""
+  weight = np.array([p.weight[mode] * (p.expression == CLASSES[expression]) for p in PATTERNS])
+  numbers = np.flatnonzero(weight)
+  return numbers, weight[numbers] / weight[numbers].sum()
+
+
+@functools.cache
+def acceptance(mode: str, draws: int = 20_000) -> np.ndarray:
+  """Returns [8] how often the posterior of a class's face is highest at that class, by `draws`."""
+  rng, table = np.random.default_rng(0), probabilities()
+  shares = []
+  for expression in range(len(CLASSES)):
+    numbers, share = _patterns_of(expression, mode)
+    chances = table[rng.choice(numbers, draws, p=share)]
+    shown = apply_rules(rng.random((draws, len(UNITS))) < chances, rng)
+    shares.append((posterior(shown, mode).argmax(1) == expression).mean())
+  return np.array(shares)
 
 
 def draw_intensity(rng: np.random.Generator, drawn: Drawn) -> np.ndarray:

@@ -12,23 +12,19 @@ import numpy as np
 import simplejpeg
 
 from tfds_builders.synthetic_faces import asset as assets
-from tfds_builders.synthetic_faces import camera, expression, knobs, label_model, raster
-from tfds_builders.synthetic_faces import person as people
-
-SIZE = 112
-# Pixels of the eyes, the nose's tip and the mouth's corners (the picture's left first) in the usual
-# 112 x 112 crop of face recognition. That cropped-aligned Aff-Wild2 uses it is UNVERIFIED.
-TEMPLATE = np.array(
-  [
-    [38.2946, 51.6963],
-    [73.5318, 51.5014],
-    [56.0252, 71.7366],
-    [41.5493, 92.3655],
-    [70.7299, 92.2041],
-  ]
+from tfds_builders.synthetic_faces import (
+  camera,
+  expression,
+  knobs,
+  label_model,
+  landmarks,
+  occluders,
+  raster,
 )
-# The camera stands where the crop would fill this share of its frame's width; INFERRED.
-SHARE_OF_FRAME = 0.4
+from tfds_builders.synthetic_faces import person as people
+from tfds_builders.synthetic_faces import pose as poses
+from tfds_builders.synthetic_faces.pose import SIZE
+
 # Eyes follow the camera while the head turns, up to here (degrees: sideways, up and down).
 EYE_REACH = np.array([28.0, 20.0])
 # Share of the head's turn that the eyes make up for.
@@ -36,6 +32,7 @@ EYE_FOLLOWS = 0.8
 LASH = np.array([0.012, 0.01, 0.009], np.float32)
 OPAQUE = np.ones((2, 2, 2), np.float32)
 SKIN_GLOSS = 0.05
+OCCLUDER = 1  # number of the random numbers that a picture's occluder has for itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,32 +41,45 @@ class Scene:
 
   Attributes:
     intensity: [21, 2] strength of the units on the face's left and right.
-    head: [3] yaw, pitch, roll in degrees, see `knobs.View`.
+    framing: how the head is turned and cropped.
     eyes: [2] degrees that the eyes turn in the head: to the right of the picture, up.
-    focal: millimetres.
-    lights: see `camera.draw_lights`.
-    ambient: see `camera.draw_lights`.
+    light: [5] see `camera.LIGHT`.
     background: [112, 112, 3] linear light.
-    turn: jitter of the crop: degrees.
-    zoom: factor.
-    shift: [2] eye distances.
+    hand: a hand before the face.
   """
 
   intensity: np.ndarray
-  head: np.ndarray
+  framing: poses.Framing
   eyes: np.ndarray
-  focal: float
-  lights: np.ndarray
-  ambient: np.ndarray
+  light: np.ndarray
   background: np.ndarray
-  turn: float
-  zoom: float
-  shift: np.ndarray
+  hand: occluders.Hand | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+  """A rendered scene.
+
+  Attributes:
+    light: [112, 112, 3] float32 linear light.
+    gap: distance of the lips, in eye distances.
+    landmarks: [68, 2] float32 in pixels, see `landmarks`; outside of the picture too.
+    landmark_seen: [68] bool, whether nothing is before them.
+    landmark_open: [68] bool, whether neither hair nor hand is, in the picture.
+    face: [28, 28] uint8, how much of the 4 x 4 pixels shows the face; 255 is all.
+  """
+
+  light: np.ndarray
+  gap: float
+  landmarks: np.ndarray
+  landmark_seen: np.ndarray
+  landmark_open: np.ndarray
+  face: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
 class Face:
-  """A rendered face and what is known of it.
+  """A face of the data set and what is known of it.
 
   Attributes:
     jpeg: the picture, 112 x 112, quality 95, no chroma subsampling.
@@ -78,10 +88,9 @@ class Face:
     distribution: [8] posterior of the classes given the units that were drawn.
     intensity: [21, 2] strength of the units as seen.
     va: [2] valence and arousal.
-    head: [3] yaw, pitch, roll in degrees.
-    eyes: [2] degrees that the eyes turn in the head.
-    gap: distance of the lips, in eye distances.
-    sharpness: pixels across that the picture resolves, about.
+    scene: how it was rendered.
+    picture: what was rendered; its `light` is left out.
+    faults: what the camera did to it.
     attributes: age, ancestry, sex and age group of the person.
   """
 
@@ -91,10 +100,9 @@ class Face:
   distribution: np.ndarray
   intensity: np.ndarray
   va: np.ndarray
-  head: np.ndarray
-  eyes: np.ndarray
-  gap: float
-  sharpness: float
+  scene: Scene
+  picture: Picture
+  faults: camera.Faults
   attributes: Mapping[str, object]
 
 
@@ -141,12 +149,18 @@ def render_face(
   """
   person = draw_person(version, seed, split, identity, setting.person)
   rng = generator(version, seed, split, identity, image)
-  drawn = label_model.draw(rng, setting.mode, setting.ambiguity)
+  drawn = label_model.draw(rng, setting.labels, identity + image)
   pattern = label_model.PATTERNS[drawn.pattern]
   scene = draw_scene(rng, label_model.draw_intensity(rng, drawn), pattern.name, setting.view)
-  picture, gap = render(person, scene)
-  pixels, sharpness = camera.spoil(rng, picture, setting.camera)
-  seen = label_model.lips_seen(scene.intensity, gap > expression.PARTED)
+  # From numbers of its own: turning this knob leaves all else as it is.
+  apart = generator(version, seed, split, identity, image, OCCLUDER)
+  hand = occluders.draw(apart, f"{pattern.expression}/{pattern.name}", setting.occluders)
+  scene = dataclasses.replace(scene, hand=hand)
+  faults = camera.draw_faults(rng, setting.camera)
+  picture = render(person, scene)
+  pixels = camera.spoil(rng, picture.light, faults)
+  seen = label_model.lips_seen(scene.intensity, picture.gap > expression.PARTED)
+  nothing = np.zeros((0, 0, 3), np.float32)  # rather than send pictures between processes
   return Face(
     jpeg=simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=95, colorsubsampling="444"),
     expression=drawn.expression,
@@ -154,10 +168,9 @@ def render_face(
     distribution=drawn.distribution,
     intensity=seen,
     va=label_model.valence_arousal(seen),
-    head=scene.head,
-    eyes=scene.eyes,
-    gap=gap,
-    sharpness=sharpness,
+    scene=dataclasses.replace(scene, background=nothing),
+    picture=dataclasses.replace(picture, light=nothing),
+    faults=faults,
     attributes=person.attributes,
   )
 
@@ -182,132 +195,114 @@ def draw_scene(
   head[1] = np.clip(head[1], view.pitch.low, view.pitch.high)
   # Eyes that do not avoid the camera stay near it while the head turns.
   eyes = view.gaze.draw(rng, 2) + (averted if averted.any() else -EYE_FOLLOWS * head[:2])
-  lights, ambient = camera.draw_lights(rng, view)
   return Scene(
     intensity=intensity,
-    head=head,
+    framing=poses.Framing(
+      head=head,
+      focal=float(view.focal.draw(rng)),
+      turn=float(view.turn.draw(rng)),
+      zoom=float(view.zoom.draw(rng)),
+      shift=view.shift.draw(rng, 2),
+    ),
     eyes=np.clip(eyes, -EYE_REACH, EYE_REACH),
-    focal=float(view.focal.draw(rng)),
-    lights=lights,
-    ambient=ambient,
+    light=camera.draw_light(rng, view),
     background=camera.draw_background(rng, SIZE),
-    turn=float(view.turn.draw(rng)),
-    zoom=float(view.zoom.draw(rng)),
-    shift=view.shift.draw(rng, 2),
   )
 
 
-def render(person: people.Person, scene: Scene) -> tuple[np.ndarray, float]:
-  """Renders a person in a scene.
-
-  Args:
-    person: who.
-    scene: how.
-
-  Returns:
-    [112, 112, 3] float32 linear light, and the distance of the lips in eye distances.
-  """
+def render(person: people.Person, scene: Scene) -> Picture:
+  """Renders a person in a scene."""
   asset = assets.load()
   face = expression.express(asset, person.vertices, scene.intensity, scene.eyes, person.wrinkled)
-  pose = _pose(asset, person, face, scene)
-  picture, cover, depth = _draw_head(asset, person, face, pose, scene)
-  brows = _bound(asset.brows[person.brow], face.vertices)
+  pose = poses.place(asset, person.vertices, face.vertices, scene.framing)
+  canvas = _draw_head(asset, person, face, pose, camera.lights(scene.light))
   for lashes, opacity in ((asset.lower_lashes, 0.35), (asset.upper_lashes, 0.8)):
     placed = (face.vertices, lashes, np.zeros((len(lashes), 3, 2), np.float32), OPAQUE)
-    _lay(picture, cover, depth, pose, scene, *placed, LASH, opacity, 0.004)
-  _lay(picture, cover, depth, pose, scene, *brows, person.brow_colour, 1.2, 0.006)
+    canvas.lay(placed, LASH, opacity, 0.004)
+  canvas.lay(_bound(asset.brows[person.brow], face.vertices), person.brow_colour, 1.2, 0.006)
   if person.hair:
     hair = _bound(asset.hair[person.hair], face.vertices)
-    colour = 2.5 * person.hair_colour  # the textures are about 0.4 bright
-    _lay(picture, cover, depth, pose, scene, *hair, colour, 1.0, 0.0)
-  small, small_cover = raster.halve(picture, cover)
-  return small + (1 - small_cover[..., None]) * scene.background, face.gap
-
-
-@dataclasses.dataclass(frozen=True)
-class _Pose:
-  """Where the head is: from its own frame to the camera's, to the picture."""
-
-  turn: np.ndarray
-  pivot: np.ndarray
-  eyes: np.ndarray
-  distance: float
-  fit: complex = 1 + 0j
-  offset: complex = 0j
-
-  def project(self, vertices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Places vertices of the head's frame, see `raster.project`; pixels at twice the size."""
-    return raster.project(
-      vertices,
-      self.turn,
-      self.pivot,
-      self.eyes,
-      self.distance,
-      2 * self.fit,
-      2 * self.offset,
-    )
-
-
-def rotation(head: np.ndarray) -> np.ndarray:
-  """[3, 3] rotation of a head by yaw, pitch and roll in degrees, see `knobs.View`."""
-  (cy, cp, cr), (sy, sp, sr) = np.cos(np.deg2rad(head)), np.sin(np.deg2rad(head))
-  yaw = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
-  pitch = np.array([[1, 0, 0], [0, cp, sp], [0, -sp, cp]])
-  roll = np.array([[cr, sr, 0], [-sr, cr, 0], [0, 0, 1]])
-  return roll @ yaw @ pitch
-
-
-def _pose(
-  asset: assets.FaceAsset, person: people.Person, face: expression.Expressed, scene: Scene
-) -> _Pose:
-  """Turns the head, sets up the camera and fits the five points to the template."""
-  eyes = np.mean([person.vertices[eye].mean(0) for eye in asset.eyes], 0).astype(np.float64)
-  distance = expression.eye_distance(asset, person.vertices)
-  # A head turns on its neck, below and behind the eyes.
-  pivot = eyes - np.array([0, 0.8, 1.1]) * distance
-  crop = SIZE / np.linalg.norm(TEMPLATE[1] - TEMPLATE[0]) * distance
-  pose = _Pose(rotation(scene.head), pivot, eyes, scene.focal / 36 * crop / SHARE_OF_FRAME)
-  points = _five_points(asset, face.vertices)
-  flat = pose.project(points)[1][:, :2] / 2
-  fit, offset = similarity(flat, TEMPLATE)
-  jitter = scene.zoom * np.exp(1j * np.deg2rad(scene.turn))
-  shift = complex(*(scene.shift * np.linalg.norm(TEMPLATE[1] - TEMPLATE[0])))
-  centre = complex(*TEMPLATE.mean(0))
-  return dataclasses.replace(
-    pose, fit=fit * jitter, offset=(offset - centre) * jitter + centre + shift
+    canvas.cover_with(hair, 2.5 * person.hair_colour)  # the textures are about 0.4 bright
+  points = pose.project(face.vertices[asset.ibug].mean(1))[1]
+  if scene.hand is not None:
+    canvas.paint(occluders.bones(scene.hand, points[:, :2]), skin_tone(person))
+  small, cover = raster.halve(canvas.picture, canvas.cover)
+  free = np.where(canvas.open > 0.5, canvas.depth, np.inf)
+  return Picture(
+    light=small + (1 - cover[..., None]) * scene.background,
+    gap=face.gap,
+    landmarks=points[:, :2] / 2,
+    landmark_seen=landmarks.seen(points, free),
+    landmark_open=landmarks.seen(points, np.where(canvas.open > 0.5, np.float32(0), np.inf)),
+    face=_shrink(canvas.face * canvas.open),
   )
 
 
-def _five_points(asset: assets.FaceAsset, vertices: np.ndarray) -> np.ndarray:
-  """Eyes, nose's tip, mouth's corners, the picture's left first: [5, 3]."""
-  left_eye, right_eye = (vertices[eye].mean(0) for eye in asset.eyes)
-  rest = [vertices[asset.landmarks[name]] for name in ("nose", "right corner", "left corner")]
-  return np.stack([right_eye, left_eye, *rest]).astype(np.float32)
+@dataclasses.dataclass
+class _Canvas:
+  """A picture in the making, at twice its size.
 
-
-def similarity(source: np.ndarray, target: np.ndarray) -> tuple[complex, complex]:
-  """Least-squares scale, rotation and shift, as complex numbers: target = fit * source + offset.
-
-  Args:
-    source: [points, 2].
-    target: [points, 2].
-
-  Returns:
-    `fit` and `offset`.
+  Attributes:
+    picture: [224, 224, 3] float32 linear light, multiplied by `cover`.
+    cover: [224, 224] float32 in [0, 1].
+    depth: [224, 224] float32 inverse distance of the opaque parts.
+    face: [224, 224] bool, whether the opaque part is of the face.
+    open: [224, 224] float32, share that hair leaves free.
+    pose: where the head is.
+    lights: see `camera.lights`.
   """
-  s, t = (points[:, 0] + 1j * points[:, 1] for points in (source.astype(np.float64), target))
-  fit = ((s - s.mean()).conj() * (t - t.mean())).sum() / (np.abs(s - s.mean()) ** 2).sum()
-  return complex(fit), complex(t.mean() - fit * s.mean())
+
+  picture: np.ndarray
+  cover: np.ndarray
+  depth: np.ndarray
+  face: np.ndarray
+  open: np.ndarray
+  pose: poses.Pose
+  lights: tuple[np.ndarray, np.ndarray]
+
+  def lay(
+    self, mesh: tuple[np.ndarray, ...], colour: np.ndarray, opacity: float, bias: float
+  ) -> None:
+    """Lays a translucent mesh of the head's frame (see `_bound`) over it, see `raster.layer`."""
+    vertices, triangles, uv, texture = mesh
+    placed, screen = self.pose.project(vertices)
+    normals = raster.vertex_normals(placed, triangles)
+    order = np.argsort(screen[triangles, 2].sum(1), kind="stable")
+    look = (uv, texture, colour, opacity, bias, *self.lights)
+    raster.layer(self.picture, self.cover, self.depth, screen, normals, triangles, order, *look)
+
+  def cover_with(self, mesh: tuple[np.ndarray, ...], colour: np.ndarray) -> None:
+    """Lays a mesh over it that hides the face."""
+    behind, self.cover = self.cover, np.zeros_like(self.cover)
+    self.lay(mesh, colour, 1.0, 0.0)
+    self.open *= 1 - self.cover
+    self.cover += (1 - self.cover) * behind
+
+  def paint(self, parts: list[list[occluders.Rod]], albedo: np.ndarray) -> None:
+    """Paints a hand over it, see `occluders.paint`."""
+    hidden = occluders.paint(self.picture, parts, albedo, self.lights)
+    self.open *= 1 - hidden
+    self.cover += (1 - self.cover) * hidden
+
+
+def skin_tone(person: people.Person) -> np.ndarray:
+  """[3] linear albedo of the skin, as it is mostly."""
+  return np.median(person.skin[::8, ::8, :3].reshape(-1, 3), 0)
+
+
+def _shrink(shares: np.ndarray) -> np.ndarray:
+  """Averages 8 x 8 pixels of [224, 224] in [0, 1]: [28, 28] uint8."""
+  return np.round(255 * shares.reshape(28, 8, 28, 8).mean((1, 3))).astype(np.uint8)
 
 
 def _draw_head(
   asset: assets.FaceAsset,
   person: people.Person,
   face: expression.Expressed,
-  pose: _Pose,
-  scene: Scene,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Draws the opaque parts: [224, 224, 3] linear light, [224, 224] coverage, inverse distance."""
+  pose: poses.Pose,
+  lights: tuple[np.ndarray, np.ndarray],
+) -> _Canvas:
+  """Draws the opaque parts."""
   triangles = asset.triangles
   placed, screen = pose.project(face.vertices)
   normals = raster.vertex_normals(placed, triangles)
@@ -330,50 +325,15 @@ def _draw_head(
     folded,
     person.eye,
     person.plain,
-    scene.lights,
-    scene.ambient,
+    *lights,
     SKIN_GLOSS,
   )
-  return picture, cover, depth
+  # Where nothing is, the number is -1, which would read the last triangle.
+  visible = asset.face[shown] & (depth > 0)
+  return _Canvas(picture, cover, depth, visible, np.ones_like(cover), pose, lights)
 
 
 def _bound(proxy: assets.Proxy, vertices: np.ndarray) -> tuple[np.ndarray, ...]:
   """Places brows or hair on a head: vertices, triangles, texture coordinates, texture."""
   placed = raster.bind_proxy(vertices, proxy.reference, proxy.weights, proxy.offsets)
   return placed, proxy.triangles, proxy.uv, proxy.texture
-
-
-def _lay(
-  picture: np.ndarray,
-  cover: np.ndarray,
-  depth: np.ndarray,
-  pose: _Pose,
-  scene: Scene,
-  vertices: np.ndarray,
-  triangles: np.ndarray,
-  uv: np.ndarray,
-  texture: np.ndarray,
-  colour: np.ndarray,
-  opacity: float,
-  bias: float,
-) -> None:
-  """Lays a translucent mesh over the picture, in place; arguments as in `raster.layer`."""
-  placed, screen = pose.project(vertices)
-  normals = raster.vertex_normals(placed, triangles)
-  order = np.argsort(screen[triangles, 2].sum(1), kind="stable")
-  raster.layer(
-    picture,
-    cover,
-    depth,
-    screen,
-    normals,
-    triangles,
-    order,
-    uv,
-    texture,
-    colour,
-    opacity,
-    bias,
-    scene.lights,
-    scene.ambient,
-  )

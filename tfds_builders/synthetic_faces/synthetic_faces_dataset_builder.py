@@ -1,17 +1,32 @@
 """The TFDS builder of `synthetic_faces`: rendered faces whose action units are exactly known."""
 
+import contextlib
 import dataclasses
 import io
+import json
+import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+from tensorflow_datasets.core import example_serializer
 
 from affjax import labels
 from tfds_builders import progress
-from tfds_builders.synthetic_faces import knobs, label_model, renderer, workers
+from tfds_builders.synthetic_faces import (
+  camera,
+  ceiling,
+  knobs,
+  label_model,
+  occluders,
+  renderer,
+  workers,
+)
 
 SPLITS = ("train", "validation", "test")
 # Units of a lid's, a cheek's or a lip's fine movement: lost where a picture resolves fewer pixels
@@ -22,6 +37,8 @@ FINE_PIXELS = 52
 HIDING_YAW = 45
 # A face with a unit between these strengths is one whose label could as well be the other.
 BORDER = (0.15, 0.25)
+MEGABYTES = 8e-3  # of a record
+SHARD_MEGABYTES = 256
 
 
 @dataclasses.dataclass(eq=False)
@@ -40,20 +57,62 @@ class Config(tfds.core.BuilderConfig):
   seed: int = 0
   setting: knobs.Knobs = knobs.Knobs()
 
+  @property
+  def classes(self) -> tuple[str, ...]:
+    """The expressions that are shown: those of the labels."""
+    return label_model.shown_classes(self.setting.labels)
+
+  def describe(self) -> dict[str, str]:
+    """Everything that the data depends on, besides the version: name -> value."""
+    own = {name: repr(getattr(self, name)) for name in ("identities", "images", "seed")}
+    return own | knobs.describe(self.setting)
+
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-  """Renders `synthetic_faces`. Needs neither TensorFlow nor a download."""
+  """Renders `synthetic_faces`. Needs neither TensorFlow nor a download.
 
-  VERSION = tfds.core.Version("0.1.0")
-  RELEASE_NOTES = {"0.1.0": "First version: natural mode, clean labels, every task labelled."}
+  Records are written as they are rendered, person by person: TFDS's own writer would hold the
+  split in memory, and from 1 GB on need TensorFlow.
+  """
+
+  VERSION = tfds.core.Version("0.2.0")
+  RELEASE_NOTES = {
+    "0.2.0": "Landmarks, light, camera and face mask in every record; strong and LSD configs; hands"
+    " as a knob; the ceiling of the expressions; records in the order of people.",
+    "0.1.0": "First version: natural mode, clean labels, every task labelled.",
+  }
   BUILDER_CONFIGS = [
     Config(
       name="natural",
       description="Classes and unit rates of s-Aff-Wild2: mostly mild faces, much speech.",
     ),
     Config(
+      name="strong",
+      description="All eight classes alike, mostly textbook expressions.",
+      setting=knobs.Knobs(labels=knobs.Labels("strong")),
+    ),
+    Config(
+      name="large",
+      description="Natural, with 200,000 training pictures.",
+      identities=(25_000, 256, 256),
+    ),
+    Config(
+      name="lsd",
+      description="Strong, the six expressions of ABAW4's learning from synthetic data, alike.",
+      setting=knobs.Knobs(labels=knobs.Labels("strong", prior=knobs.SIX)),
+    ),
+    Config(
+      name="lsd7",
+      description="The six and neutral, grey and loosely framed as FER+ is (INFERRED).",
+      setting=knobs.Knobs(
+        labels=knobs.Labels("strong", prior=knobs.SEVEN),
+        view=knobs.FERPLUS_VIEW,
+        camera=knobs.FERPLUS_CAMERA,
+      ),
+    ),
+    Config(
       name="tiny",
-      description="The same with few pictures, for tests.",
+      description="Natural with few pictures, for tests.",
       identities=(48, 16, 16),
       images=2,
     ),
@@ -61,74 +120,145 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
   draws_progress = True  # its own bars have an estimate of the time left
 
+  def __init__(self, **kwargs: Any) -> None:
+    """Arguments as of TFDS.
+
+    Raises:
+      ValueError: the data of this config were rendered with other knobs.
+    """
+    super().__init__(**kwargs)
+    kept = Path(self.data_dir) / "metadata.json"
+    if kept.is_file():
+      differ = _differences(
+        json.loads(kept.read_text()).get("knobs", {}), self.builder_config.describe()
+      )
+      if differ:
+        raise ValueError(
+          f"{self.name}/{self.builder_config.name} in {self.data_dir} was rendered with other knobs"
+          f" ({differ}): give the config another name, or delete that folder to render it again"
+        )
+
   def megabytes(self, source: Path | None) -> float:
-    """About what a build takes on disk, in 1e6 bytes: 7 kB a picture."""
-    return round(sum(self.builder_config.identities) * self.builder_config.images * 7e-3, 1)
+    """About what a build takes on disk, in 1e6 bytes."""
+    return round(sum(self.builder_config.identities) * self.builder_config.images * MEGABYTES, 1)
 
   def _info(self) -> tfds.core.DatasetInfo:
-    feature = tfds.features
-    tensor = lambda *shape: feature.Tensor(shape=shape, dtype=np.float32)
-    units = len(labels.AU_MTL)
+    config = self.builder_config
     return self.dataset_info_from_configs(
-      features=feature.FeaturesDict(
-        {
-          "image": feature.Image(shape=(renderer.SIZE, renderer.SIZE, 3), encoding_format="jpeg"),
-          "key": feature.Text(),
-          "labels": {
-            "va": tensor(2),
-            "expression": tensor(len(labels.EXPRESSION_MTL)),
-            "au": tensor(units),
-          },
-          "mask": {"va": tensor(2), "expression": tensor(), "au": tensor(units)},
-          "person": feature.Text(),
-          "pattern": feature.Text(),
-          "distribution": tensor(len(labels.EXPRESSION_MTL)),
-          "unit_intensity": tensor(len(label_model.UNITS), 2),
-          "visible": tensor(units),
-          "borderline": tensor(),
-          "head": tensor(3),
-          "eyes": tensor(2),
-          "age": tensor(),
-          "ancestry": feature.Scalar(np.int64),
-          "sex": feature.Scalar(np.int64),
-          "age_group": feature.Scalar(np.int64),
-        }
-      ),
+      features=_features(len(config.classes)),
       metadata=tfds.core.MetadataDict(
         {
           "labels": {
             "va": list(labels.VA),
-            "expression": list(labels.EXPRESSION_MTL),
+            "expression": list(config.classes),
             "au": list(labels.AU_MTL),
           },
           "units": [f"AU{unit}" for unit in label_model.UNITS],
+          "distribution": list(label_model.CLASSES),
+          "landmarks": "iBUG 68, pixels",
+          "light": list(camera.LIGHT),
+          "camera": list(camera.FAULTS),
+          "knobs": config.describe(),
+          "ceiling": {},  # of the splits, once they are rendered
         }
       ),
       supervised_keys=None,
+      disable_shuffling=True,
     )
 
-  def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
+  def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[dict[str, Any]]]:
     del dl_manager  # nothing is downloaded
     return {split: self._generate_examples(split) for split in SPLITS}
 
-  def _generate_examples(self, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+  def _generate_examples(self, split: str) -> Iterator[dict[str, Any]]:
     config = self.builder_config
     people = config.identities[SPLITS.index(split)]
-
     bar = progress.bar(range(people * config.images), f"rendering {split}", "faces")
     rendered = workers.faces(
       str(self.version), config.seed, split, people, config.images, config.setting
     )
+    distributions, intended = [], []
     with bar:
       for identity, faces in enumerate(rendered):
         for image, face in enumerate(faces):
-          yield example(split, identity, image, face)
+          record = example(split, identity, image, face, config.classes)
+          distributions.append(record["distribution"])
+          intended.append(face.expression)
+          yield record
         bar.update(len(faces))
+    self.info.metadata["ceiling"][split] = ceiling.scores(
+      distributions, intended, config.setting.labels
+    )
+
+  def _generate_splits(self, dl_manager: Any, download_config: Any) -> list[tfds.core.SplitInfo]:
+    """Instead of TFDS's, see the class."""
+    splits = self._split_generators(dl_manager)
+    return [self._write(split, examples) for split, examples in splits.items()]
+
+  def _write(self, split: str, examples: Iterator[dict[str, Any]]) -> tfds.core.SplitInfo:
+    count = self.builder_config.identities[SPLITS.index(split)] * self.builder_config.images
+    shards = min(count, math.ceil(count * MEGABYTES / SHARD_MEGABYTES))
+    lengths = [len(part) for part in np.array_split(np.arange(count), shards)]
+    serializer = example_serializer.ExampleSerializer(self.info.features.get_serialized_info())
+    template = self._get_filename_template(split_name=split)
+    size = 0
+    for shard, length in enumerate(lengths):
+      path = template.sharded_filepath(shard_index=shard, num_shards=shards)
+      writer = array_record_module.ArrayRecordWriter(os.fspath(path), "group_size:1")
+      with contextlib.closing(writer):
+        for _ in range(length):
+          record = serializer.serialize_example(self.info.features.encode_example(next(examples)))
+          writer.write(record)
+          size += len(record)
+    next(examples, None)  # goes on to its end, where the ceiling is worked out
+    return tfds.core.SplitInfo(
+      name=split, shard_lengths=lengths, num_bytes=size, filename_template=template
+    )
+
+
+def _differences(kept: dict[str, str], wanted: dict[str, str]) -> str:
+  """Names what differs, with both values."""
+  return ", ".join(
+    f"{name}: {kept.get(name, 'none')} there, {wanted.get(name, 'none')} here"
+    for name in [*wanted, *(kept.keys() - wanted.keys())]
+    if kept.get(name) != wanted.get(name)
+  )
+
+
+def _features(classes: int) -> tfds.features.FeaturesDict:
+  feature, units = tfds.features, len(labels.AU_MTL)
+  tensor = lambda *shape: feature.Tensor(shape=shape, dtype=np.float32)
+  return feature.FeaturesDict(
+    {
+      "image": feature.Image(shape=(renderer.SIZE, renderer.SIZE, 3), encoding_format="jpeg"),
+      "key": feature.Text(),
+      "labels": {"va": tensor(2), "expression": tensor(classes), "au": tensor(units)},
+      "mask": {"va": tensor(2), "expression": tensor(), "au": tensor(units)},
+      "person": feature.Text(),
+      "pattern": feature.Text(),
+      "distribution": tensor(len(label_model.CLASSES)),
+      "unit_intensity": tensor(len(label_model.UNITS), 2),
+      "visible": tensor(units),
+      "borderline": tensor(),
+      "head": tensor(3),
+      "eyes": tensor(2),
+      "landmarks": tensor(68, 2),
+      "landmark_visible": tensor(68),
+      "face_mask": feature.Image(shape=(28, 28, 1), encoding_format="png"),
+      "light": tensor(len(camera.LIGHT)),
+      "camera": tensor(len(camera.FAULTS)),
+      "occluder": feature.Text(),
+      "age": tensor(),
+      "ancestry": feature.Scalar(np.int64),
+      "sex": feature.Scalar(np.int64),
+      "age_group": feature.Scalar(np.int64),
+    }
+  )
 
 
 def example(
-  split: str, identity: int, image: int, face: renderer.Face
-) -> tuple[str, dict[str, Any]]:
+  split: str, identity: int, image: int, face: renderer.Face, classes: tuple[str, ...]
+) -> dict[str, Any]:
   """Makes a record of a face.
 
   Args:
@@ -136,49 +266,54 @@ def example(
     identity: number of the person in the split.
     image: number of the picture of that person.
     face: the face.
+    classes: names of the expressions that the data set has.
 
   Returns:
-    The record's key, unique in the data set, and the record.
+    The record. Its key is unique in the data set.
   """
-  key = f"{split}/{identity:06d}/{image}"
-  intensity = face.intensity.astype(np.float32)
+  single = np.float32
   strongest = face.intensity.max(1)
   units = len(labels.AU_MTL)
-  record = {
+  own = classes.index(label_model.CLASSES[face.expression])
+  return {
     "image": io.BytesIO(face.jpeg),
-    "key": key,
+    "key": f"{split}/{identity:06d}/{image}",
     "labels": {
-      "va": face.va.astype(np.float32),
-      "expression": np.eye(len(labels.EXPRESSION_MTL), dtype=np.float32)[face.expression],
-      "au": (strongest[:units] >= label_model.PRESENT).astype(np.float32),
+      "va": face.va.astype(single),
+      "expression": np.eye(len(classes), dtype=single)[own],
+      "au": (strongest[:units] >= label_model.PRESENT).astype(single),
     },
-    "mask": {
-      "va": np.ones(2, np.float32),
-      "expression": np.float32(1),
-      "au": np.ones(units, np.float32),
-    },
+    "mask": {"va": np.ones(2, single), "expression": single(1), "au": np.ones(units, single)},
     "person": f"{split}/{identity:06d}",
     "pattern": face.pattern,
-    "distribution": face.distribution.astype(np.float32),
-    "unit_intensity": intensity,
+    "distribution": face.distribution.astype(single),
+    "unit_intensity": face.intensity.astype(single),
     "visible": visible(face),
-    "borderline": np.float32(((strongest >= BORDER[0]) & (strongest <= BORDER[1])).any()),
-    "head": face.head.astype(np.float32),
-    "eyes": face.eyes.astype(np.float32),
+    "borderline": single(((strongest >= BORDER[0]) & (strongest <= BORDER[1])).any()),
+    "head": face.scene.framing.head.astype(single),
+    "eyes": face.scene.eyes.astype(single),
+    "landmarks": face.picture.landmarks,
+    "landmark_visible": face.picture.landmark_seen.astype(single),
+    "face_mask": io.BytesIO(cv2.imencode(".png", face.picture.face)[1].tobytes()),
+    "light": face.scene.light.astype(single),
+    "camera": np.array(dataclasses.astuple(face.faults), single),
+    "occluder": f"hand before the {face.scene.hand.place}" if face.scene.hand else "",
     **{name: face.attributes[name] for name in ("ancestry", "sex", "age_group")},
-    "age": np.float32(face.attributes["age"]),
+    "age": single(face.attributes["age"]),
   }
-  return key, record
 
 
 def visible(face: renderer.Face) -> np.ndarray:
-  """Which labelled units could be seen: [12] float32, 0 where pose or blur hides one."""
+  """Which labelled units could be seen: [12] float32, 0 where pose, blur or a hand hides one."""
   shown = np.ones(len(label_model.LABELLED), np.float32)
-  if face.sharpness < FINE_PIXELS:
-    shown[[label_model.LABELLED.index(unit) for unit in FINE_UNITS]] = 0
+  lost = FINE_UNITS if face.faults.sharpness < FINE_PIXELS else ()
+  if face.scene.hand:
+    lost += occluders.hidden(face.picture.landmark_open)
+  shown[[label_model.LABELLED.index(unit) for unit in lost]] = 0
   # A head turned to the right of the picture shows the face's right side, column 1.
-  near = face.intensity[: len(shown), 1 if face.head[0] > 0 else 0]
+  yaw = face.scene.framing.head[0]
+  near = face.intensity[: len(shown), 1 if yaw > 0 else 0]
   one_sided = (face.intensity[: len(shown)].max(1) >= label_model.PRESENT) & (near == 0)
-  if abs(face.head[0]) > HIDING_YAW:
+  if abs(yaw) > HIDING_YAW:
     shown[one_sided] = 0
   return shown
