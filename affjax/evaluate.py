@@ -1,5 +1,6 @@
-"""A split -> scores, with the floor that no system should fall below."""
+"""A split -> scores, beside the floor that no system should fall below and other yardsticks."""
 
+import copy
 import dataclasses
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -12,9 +13,9 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from tqdm import tqdm
 
-from affjax import checkpoints, experiment, metrics, procedures, sharding, workdir
+from affjax import checkpoints, experiment, metrics, probe, procedures, sharding, workdir
 from affjax.data import pipeline, records
-from affjax.labels import remap
+from affjax.labels import TASKS, remap
 
 SCORES = "scores.json"
 
@@ -182,18 +183,11 @@ class Evaluator:
     threads: int = 2,
   ) -> None:
     sharding.check_batch(batch_size, mesh, "config.evaluate.batch_size")
-    self.name = name
     self.scoring = scoring
     self._mesh = mesh
-    rows = pipeline.sequence(len(data), batch_size)
-    self._count = len(rows)
-    self._batches: grain.IterDataset = pipeline.batches(
-      data,
-      rows,
-      process=jax.process_index(),
-      processes=jax.process_count(),
-      threads=threads,
-    )
+    self._batch_size = batch_size
+    self._threads = threads
+    self._open(data, name)
     # Each part of the mesh's data axis gives states of its own: scoring needs no collective.
     parts = jax.shard_map(
       lambda *args: jax.tree.map(lambda x: x[None], scoring.states(*args)),
@@ -206,6 +200,24 @@ class Evaluator:
       lambda params, model_state, batch: parts(predict(params, model_state, batch["image"]), batch),
       out_shardings=sharding.split_batch(mesh),
     )
+
+  def _open(self, data: records.Records, name: str) -> None:
+    self.name = name
+    rows = pipeline.sequence(len(data), self._batch_size)
+    self._count = len(rows)
+    self._batches: grain.IterDataset = pipeline.batches(
+      data,
+      rows,
+      process=jax.process_index(),
+      processes=jax.process_count(),
+      threads=self._threads,
+    )
+
+  def on(self, data: records.Records, name: str) -> "Evaluator":
+    """The evaluator of another split of the same data set; what is compiled serves both."""
+    other = copy.copy(self)
+    other._open(data, name)
+    return other
 
   def __call__(
     self, params: Any, model_state: Any, progress: bool = False
@@ -237,23 +249,55 @@ def evaluator(
   )
 
 
-def table(scores: Scores, floors: Scores, title: str) -> str:
-  """The scores as text, each with its floor: the best constant answer on the same labels.
+def ceilings(data: experiment.Data, split: str, scoring: Scoring) -> Scores:
+  """The scores of the best possible system, where the data set says them; else nothing.
 
-  Scores of single labels stand in a line of their own kind, their floors in brackets.
+  Its metadata may hold `ceiling`: split -> name of a score -> value, where no image can say all of
+  its label. They are those of exact labels, so there are none under noise (masks are drawn at
+  random, and move them by chance alone), and of all of its classes and units, so there are none of
+  a task that is scored on others.
   """
-  single = [n for n in scores if n.rpartition("/")[0] in scores]
-  main = [n for n in scores if n not in single]
-  width = max(map(len, main), default=0)
-  lines = [title, f"  {'':{width}}   score   floor"]
+  described = records.metadata(data.build)
+  if data.view(split).noise != "clean":
+    return {}
+  same = lambda t: set(scoring.names_of(t)) == set(described["labels"].get(t, ()))
+  declared = described.get("ceiling", {}).get(split.removesuffix(experiment.NO_VIEW), {})
+  return {
+    name: float(value)
+    for name, value in declared.items()
+    if all(map(same, TASKS if name == "p_mtl" else [name.partition("/")[0]]))
+  }
+
+
+def table(columns: Mapping[str, Scores], title: str) -> str:
+  """Scores as text, column by column: the score first, then what to read it by.
+
+  A column may lack any score, and one that is empty is left out. Scores of single labels (of
+  `au/f1`: `au/f1/AU1`) stand below in tables of their own, a line for each column.
+
+  Args:
+    columns: heading -> scores. The first says which there are, and in which order.
+    title: the first line.
+  """
+  columns = {heading: scores for heading, scores in columns.items() if scores}
+  names = list(next(iter(columns.values()), ()))
+  single = [n for n in names if n.rpartition("/")[0] in names]
+  main = [n for n in names if n not in single]
+  number = lambda scores, name, width, digits: (
+    f"{scores[name]:{width}.{digits}f}" if name in scores else f"{'-':>{width}}"
+  )
+  left = max(map(len, [*main, *(f"  {heading}" for heading in columns)]), default=0)
+  lines = [title, f"  {'':{left}}" + "".join(f"{heading:>9}" for heading in columns)]
   for name in main:
-    floor = f"{floors[name]:7.3f}" if name in floors else "      -"
-    lines.append(f"  {name:{width}} {scores[name]:7.3f} {floor}")
+    lines.append(f"  {name:{left}}" + "".join(number(c, name, 9, 3) for c in columns.values()))
   for kind in dict.fromkeys(n.rpartition("/")[0] for n in single):
-    parts = [n for n in single if n.rpartition("/")[0] == kind]
-    floor = lambda n: f" ({floors[n]:.2f})" if n in floors else ""
-    each = "  ".join(f"{n.rpartition('/')[2]} {scores[n]:.2f}{floor(n)}" for n in parts)
-    lines.append(f"  {kind}: {each}")
+    parts = {n: n.rpartition("/")[2] for n in single if n.rpartition("/")[0] == kind}
+    widths = {n: max(len(label), 4) + 2 for n, label in parts.items()}
+    lines.append(f"  {kind:{left}}" + "".join(f"{parts[n]:>{widths[n]}}" for n in parts))
+    for heading, scores in columns.items():
+      if any(n in scores for n in parts):
+        values = "".join(number(scores, n, widths[n], 2) for n in parts)
+        lines.append(f"    {heading:{left - 2}}{values}")
   return "\n".join(lines)
 
 
@@ -278,13 +322,19 @@ def run(
     which: see `score`.
     weights: see `score`.
   """
-  config = {**config, "data": dict(config["data"])}
+  config = {**config, "data": dict(config["data"]), "evaluate": dict(config["evaluate"])}
   if data_set:
     name, _, builder_config = data_set.partition("/")
     splits = splits or ("validation",)
     config["data"] |= dict(
-      name=name, config=builder_config, train=splits[0], select=splits[0], report=splits[1:]
+      name=name,
+      config=builder_config,
+      train=splits[0],
+      select=splits[0],
+      report=splits[1:],
+      view={},
     )
+    config["evaluate"]["probe"] = False  # it learns from the split that the run has learnt from
   mesh = sharding.make_mesh(**config["mesh"])
   procedure = procedures.from_config(config)
   data = experiment.Data(config, data_dir)
@@ -315,6 +365,9 @@ def score(
 ) -> dict[str, Any]:
   """Scores a checkpoint and prints a table a split.
 
+  A split that the run reads through a view is scored twice: as chosen by, and, under its name with
+  `/no_view`, with every label and each as it is.
+
   Args:
     config: of the run.
     where: the run's folder.
@@ -327,7 +380,8 @@ def score(
     output: file in `where`; None: no file.
 
   Returns:
-    {"step", "weights", "data", "scores": {split: scores}, "floors": {split: floors}}.
+    {"step", "weights", "data", "scores": {split: scores}, "floors": {split: floors}}, and where
+    there are any "ceilings" and (in the first process) "probes", likewise.
   """
   root = where / workdir.CHECKPOINTS
   step = checkpoints.pick(root, which)
@@ -336,23 +390,28 @@ def score(
   saved.close()
   params = restored.averaged if weights == "ema" else restored.params
   primary = jax.process_index() == 0
-  result: dict[str, Any] = {
-    "step": step,
-    "weights": weights,
-    "data": data.build.name,
-    "scores": {},
-    "floors": {},
-  }
-  for split in splits or (data.select, *data.report):
-    evaluates = evaluator(config, data, split, procedure, mesh)
+  names = list(dict.fromkeys(data.with_no_view(splits or (data.select, *data.report))))
+  evaluates = evaluator(config, data, names[0], procedure, mesh)
+  scoring = evaluates.scoring
+  probes: Mapping[str, Scores] = {}
+  if primary and config["evaluate"].get("probe", True):  # absent from the configs of earlier runs
+    probes = probe.scores(data, scoring, names)
+  result: dict[str, Any] = {"step": step, "weights": weights, "data": data.build.name}
+  for name in names:
+    evaluates = evaluates.on(data.records(name), name)
     scores, floors = evaluates(params, restored.model_state, progress=primary)
-    result["scores"][split], result["floors"][split] = scores, floors
+    columns = {"score": scores, "floor": floors, "ceiling": ceilings(data, name, scoring)}
+    columns["probe"] = probes.get(name, {})
+    for heading, values in columns.items():
+      if values or heading in ("score", "floor"):
+        result.setdefault(f"{heading}s", {})[name] = values
     if primary:
-      title = f"\n{data.build.name} {split}, step {step} ({which}), {weights} weights"
-      left_out = evaluates.scoring.left_out
-      if left_out:
-        title += f"; not in this data set, so not scored: {', '.join(left_out)}"
-      print(table(scores, floors, title), flush=True)
+      view = data.view(name)
+      seen = f" ({view})" if view or name.endswith(experiment.NO_VIEW) else ""
+      title = f"\n{data.build.name} {name}{seen}, step {step} ({which}), {weights} weights"
+      if scoring.left_out:
+        title += f"; not in this data set, so not scored: {', '.join(scoring.left_out)}"
+      print(table(columns, title), flush=True)
   if primary and output:
     (where / output).write_text(json.dumps(result, indent=1))
   return result

@@ -1,7 +1,6 @@
 """A config, opened: its data sets, the shapes of its state, what it says of itself."""
 
-import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -11,9 +10,11 @@ from jax.sharding import Mesh
 
 from affjax import procedures, sharding, state
 from affjax.build import bind
-from affjax.data import prepare, records
+from affjax.data import prepare, records, views
 
 SAMPLING = ("uniform", "class_balanced")
+# After the name of a split: its labels as they are, where the config has it read through a view.
+NO_VIEW = "/no_view"
 # A unit on in fewer than one of 21 entries is weighed as if it were on in that many: one batch has
 # too few of a rarer one, and the loss would be theirs alone.
 POSITIVE_WEIGHT_LIMIT = 20.0
@@ -21,6 +22,9 @@ POSITIVE_WEIGHT_LIMIT = 20.0
 
 class Data:
   """The data sets of a run, opened: training split, splits to choose by and to report.
+
+  The training split and the one that choices are made on are read through `config.data.view`; a
+  split that is reported is never, nor is one whose name is followed by NO_VIEW.
 
   Args:
     config: of the run.
@@ -32,6 +36,9 @@ class Data:
     self.sampling = data.get("sampling", "uniform")  # absent from the configs of earlier runs
     if self.sampling not in SAMPLING:
       raise ValueError(f"config.data.sampling={self.sampling!r}: use one of {', '.join(SAMPLING)}")
+    self._view = data.get("view") or {}  # likewise
+    views.View(**self._view)  # what it refuses is said before any data is made
+    self._seen: dict[str, records.Labels] = {}
     self.labels = config["labels"]
     self.build = records.builder(data["name"], data["config"], data_dir)
     self.summary = prepare.prepare(self.build)
@@ -41,19 +48,40 @@ class Data:
     for split in (self.train_split, self.select, *self.report):
       records.shards(self.build, split)
 
-  def records(self, split: str) -> records.Records:
-    """Opens a split in terms of the model's labels."""
-    return records.records(self.build, split, self.labels, self.image_size)
+  def view(self, split: str) -> views.View:
+    """What a split is read through."""
+    role = {self.select: "validation", self.train_split: "train"}.get(split)
+    return views.View(**self._view, role=role) if role else views.CLEAN
+
+  def with_no_view(self, splits: Iterable[str]) -> list[str]:
+    """The splits, each that has a view followed by itself without one."""
+    return [name for s in splits for name in ([s, s + NO_VIEW] if self.view(s) else [s])]
+
+  def seen(self, split: str) -> records.Labels:
+    """Labels and masks of a split through its view, see `records.labels`; read once."""
+    if split not in self._seen:
+      name, view = split.removesuffix(NO_VIEW), self.view(split)
+      self._seen[split] = records.labels(self.build, name, self.labels, view)
+    return self._seen[split]
+
+  @property
+  def targets(self) -> records.Labels:
+    """Labels and masks of the training split, as training sees them."""
+    return self.seen(self.train_split)
+
+  def records(self, split: str, image_size: int | None = None) -> records.Records:
+    """Opens a split in terms of the model's labels; images are of the config's size by default."""
+    seen = self.seen(split) if self.view(split) else None
+    name = split.removesuffix(NO_VIEW)
+    return records.records(self.build, name, self.labels, image_size or self.image_size, seen)
 
   def labelled(self, split: str, task: str) -> int:
     """How many images of a split have labels of a task."""
-    count = self.summary["splits"][split].get(task, {}).get("labelled", 0)
+    if self.view(split):
+      mask = self.seen(split)[1].get(task, np.zeros((1, 1)))
+      return int(mask.reshape(len(mask), -1).any(1).sum())
+    count = self.summary["splits"][split.removesuffix(NO_VIEW)].get(task, {}).get("labelled", 0)
     return int(max(count.values(), default=0) if isinstance(count, dict) else count)
-
-  @functools.cached_property
-  def targets(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Labels and masks of the training split, see `records.labels`."""
-    return records.labels(self.build, self.train_split, self.labels)
 
   @property
   def strata(self) -> np.ndarray | None:
@@ -71,14 +99,15 @@ class Data:
       )
 
   def describe(self) -> str:
-    """Counts per split and task; tasks without labels are masked and said to be."""
+    """Counts per split and task as seen; tasks without labels are masked and said to be."""
     config = f" {self.build.builder_config.name}" if self.build.builder_config else ""
     lines = [f"data   {self.build.name}{config} {self.build.version}"]
     for split in dict.fromkeys((self.train_split, self.select, *self.report)):
       counts = self.summary["splits"][split]
       numbers = {task: self.labelled(split, task) for task in self.labels}
       tasks = [f"{t} {n}" if n else f"{t} unlabelled (masked)" for t, n in numbers.items()]
-      lines.append(f"       {split}: {counts['images']} images ({', '.join(tasks)})")
+      view = f", {self.view(split)}" if self.view(split) else ""
+      lines.append(f"       {split}: {counts['images']} images ({', '.join(tasks)}){view}")
     return "\n".join(lines)
 
 

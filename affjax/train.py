@@ -141,6 +141,7 @@ def _loop(
       print(f"       continues from step {start}", flush=True)
   train_step = jax.jit(procedure.train_step, donate_argnums=0, out_shardings=whole)
   batches = training_batches(config, data, mesh, start)
+  ceilings = evaluate.ceilings(data, data.select, choose.scoring)
   step, pending, flying = start, None, None
   watch = monitor.Monitor(
     where,
@@ -165,7 +166,8 @@ def _loop(
           if evaluates:
             scores, floors = choose(current.averaged, current.model_state, progress=primary)
             watch.write(step, choose.name, scores)
-            watch.say(evaluate.table(scores, floors, f"step {step}, {choose.name}"))
+            columns = {"score": scores, "floor": floors, "ceiling": ceilings}
+            watch.say(evaluate.table(columns, f"step {step}, {choose.name}"))
             value = scores[settings["metric"]]
           if step > start:
             saved.save(step, current, position | {"step": step}, value)

@@ -36,6 +36,7 @@ IN_COLOUR = dict(
 DATA = {
   "synthetic_faces": dict(
     data=dict(image_size=112, train="train", select="validation", report=("test",)),
+    masks="s_aff_wild2",  # people lack tasks as the videos of the licensed data do
     variant="mu/16",
     batch_size=32,
     steps=1800,
@@ -113,6 +114,9 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     workers=0,  # processes that read and decode; 0: threads of this one
     threads=2,
     sampling="uniform",  # "class_balanced": expressions in equal shares
+    # What labels are read through where they are learnt from and chosen by; scores of the latter
+    # are given without it too. noise: clean, mild or wild annotators; masks: see affjax/data/views.
+    view=dict(noise="clean", masks=kind.get("masks", "none")),
     **kind["data"],
   )
   config.augment = dict(kind["augment"])
@@ -157,7 +161,9 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
   )
 
   config.evaluate = dict(
-    every=10 if debug else kind["evaluate_every"], batch_size=64 if debug else 256
+    every=10 if debug else kind["evaluate_every"],
+    batch_size=64 if debug else 256,
+    probe=not debug,  # beside the last scores those of linear models of the pixels
   )
   config.checkpoint.every = 5 if debug else kind["evaluate_every"] // 3
   config.checkpoint.metric = given["metric"] or kind["metric"]

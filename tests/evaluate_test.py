@@ -1,10 +1,14 @@
 """What is scored on a data set that does not label all that a model says."""
 
+import json
+import types
+
 import numpy as np
 import pytest
 from conftest import debug_config
 
 from affjax import evaluate, metrics
+from affjax.data import views
 
 LABELS = debug_config()["labels"]
 
@@ -84,3 +88,76 @@ def test_a_task_that_a_data_set_lacks_is_not_scored():
   scoring = evaluate.Scoring.of(LABELS, metadata)
   assert set(scores(scoring, *batch())) == {"va/ccc", "va/ccc/valence", "va/ccc/arousal"}
   assert scoring.left_out == []
+
+
+# Ceilings.
+
+CEILING = {
+  "va/ccc": 1.0,
+  "expression/f1": 0.66,
+  "expression/accuracy": 0.67,
+  "au/f1": 1.0,
+  "p_mtl": 2.66,
+}
+
+
+def ceilings(folder, split="test", wants=LABELS, view=views.CLEAN, **changes):
+  """Of a data set that declares those of its test split."""
+  metadata = described(**changes) | {"ceiling": {"test": CEILING}}
+  (folder / "metadata.json").write_text(json.dumps(metadata))
+  data = types.SimpleNamespace(
+    build=types.SimpleNamespace(data_dir=folder), view=lambda split: view
+  )
+  return evaluate.ceilings(data, split, evaluate.Scoring.of(wants, metadata))
+
+
+def test_a_ceiling_is_what_the_data_set_declares(tmp_path):
+  assert ceilings(tmp_path) == CEILING
+  assert ceilings(tmp_path, "test/no_view") == CEILING
+  assert ceilings(tmp_path, "validation") == {}
+
+
+def test_missing_labels_leave_the_ceiling_and_wrong_ones_do_not(tmp_path):
+  assert ceilings(tmp_path, view=views.View(masks="s_aff_wild2")) == CEILING
+  assert ceilings(tmp_path, view=views.View(noise="mild")) == {}
+
+
+def test_there_is_no_ceiling_of_what_is_scored_on_other_labels_than_the_data_sets(tmp_path):
+  seven = LABELS | {"expression": LABELS["expression"][:7]}
+  assert set(ceilings(tmp_path, wants=seven)) == {"va/ccc", "au/f1"}
+  assert set(ceilings(tmp_path, wants={"au": LABELS["au"]})) == {"au/f1"}
+  assert ceilings(tmp_path, wants=LABELS | {"expression": LABELS["expression"][::-1]}) == CEILING
+
+
+def test_a_data_set_that_declares_none_has_none(tmp_path):
+  (tmp_path / "metadata.json").write_text(json.dumps(described()))
+  data = types.SimpleNamespace(
+    build=types.SimpleNamespace(data_dir=tmp_path), view=lambda split: views.CLEAN
+  )
+  assert evaluate.ceilings(data, "test", evaluate.Scoring.of(LABELS, described())) == {}
+
+
+# The table.
+
+
+def test_the_table_has_a_column_for_each_yardstick_and_a_line_for_each_score():
+  scores = {"au/f1": 0.5, "au/f1/AU1": 0.25, "au/f1/AU12": 0.75, "p_mtl": 1.25}
+  floors = {"au/f1": 0.125, "au/f1/AU1": 0.0, "au/f1/AU12": 1.0, "p_mtl": 0.5}
+  probes = {"au/f1": 0.375, "au/f1/AU12": 0.5}
+  columns = {"score": scores, "floor": floors, "ceiling": {"p_mtl": 2.66}, "probe": probes}
+  assert evaluate.table(columns, "title").splitlines() == [
+    "title",
+    "               score    floor  ceiling    probe",
+    "  au/f1        0.500    0.125        -    0.375",
+    "  p_mtl        1.250    0.500    2.660        -",
+    "  au/f1       AU1  AU12",
+    "    score    0.25  0.75",
+    "    floor    0.00  1.00",
+    "    probe       -  0.50",
+  ]
+
+
+def test_columns_without_a_score_are_left_out():
+  columns = {"score": {"va/ccc": 0.5}, "floor": {"va/ccc": 0.0}, "ceiling": {}, "probe": {}}
+  assert evaluate.table(columns, "title").splitlines()[1].split() == ["score", "floor"]
+  assert evaluate.table({"score": {}}, "title").startswith("title")

@@ -46,24 +46,33 @@ def ferplus_config(tiny_ferplus, **changes):
   return debug_config("data=ferplus,debug", **changes), str(Path(tiny_ferplus.data_dir).parents[1])
 
 
-def test_balanced_class_weights_are_in_inverse_proportion_to_the_rows(resolved, batch):
-  rows = batch["labels"]["expression"].sum(0)
+def expressions(batch):
+  """Of the labelled rows: here people lack tasks."""
+  labelled = batch["labels"]["expression"][batch["mask"]["expression"] > 0]
+  assert 0 < len(labelled) < 96
+  return labelled
+
+
+def test_balanced_class_weights_are_in_inverse_proportion_to_the_labelled_rows(resolved, batch):
+  labelled = expressions(batch)
+  rows = labelled.sum(0)
   assert (rows > 0).all()
   weights = np.array(resolved["expression"]["class_weights"])
-  np.testing.assert_allclose(weights, 96 / (8 * rows), rtol=1e-6)
-  assert (weights * rows).sum() / 96 == pytest.approx(1)
+  np.testing.assert_allclose(weights, len(labelled) / (8 * rows), rtol=1e-6)
+  assert (weights * rows).sum() / len(labelled) == pytest.approx(1)
 
 
 def test_the_prior_is_the_share_of_each_class(resolved, batch):
-  np.testing.assert_allclose(
-    resolved["expression"]["logit_adjustment"], batch["labels"]["expression"].mean(0), rtol=1e-6
-  )
+  prior = resolved["expression"]["logit_adjustment"]
+  np.testing.assert_allclose(prior, expressions(batch).mean(0), rtol=1e-6)
 
 
 def test_balanced_positive_weights_are_negatives_by_positives_up_to_a_limit(resolved, batch):
-  on = batch["labels"]["au"].sum(0)
+  labelled = batch["labels"]["au"][batch["mask"]["au"][:, 0] > 0]
+  on = labelled.sum(0)
+  assert 0 < len(labelled) < 96
   weights = resolved["au"]["positive_weight"]
-  np.testing.assert_allclose(weights, np.minimum((96 - on) / on, 20), rtol=1e-6)
+  np.testing.assert_allclose(weights, np.minimum((len(labelled) - on) / on, 20), rtol=1e-6)
   assert max(weights) == 20
   assert min(weights) < 1
 
@@ -126,13 +135,80 @@ def test_strata_are_the_most_probable_expressions_of_the_models(tiny_ferplus):
 
 
 def test_classes_are_drawn_evenly_where_the_config_says_so(tiny_faces):
-  config = debug_config(data__sampling="class_balanced", evaluate__batch_size=64, batch_size=32)
+  config = debug_config(data__sampling="class_balanced", batch_size=32, data__view__masks="none")
   _, data, _, mesh = experiment.open_training(config, tiny_faces)
   batches = train.training_batches(config, data, mesh, 3)
   for _ in range(2):
     drawn = np.asarray(next(batches)["labels"]["expression"]).argmax(1)
     np.testing.assert_array_equal(np.bincount(drawn, minlength=8), 4)
   batches.close()
+
+
+# Views.
+
+
+def counts(data, split):
+  return {task: data.labelled(split, task) for task in ("va", "expression", "au")}
+
+
+def test_training_and_choosing_are_viewed_and_what_is_reported_is_not(tiny_faces):
+  config = debug_config(data__view__noise="wild")
+  data = experiment.Data(config, tiny_faces)
+  plain = experiment.Data(debug_config(data__view__masks="none"), tiny_faces)
+  for split, rows in (("train", 96), ("validation", 32)):
+    exact, seen = plain.seen(split), data.seen(split)
+    assert counts(plain, split) == dict.fromkeys(("va", "expression", "au"), rows)
+    assert counts(data, split) != counts(plain, split)
+    assert np.abs(exact[0]["va"] - seen[0]["va"]).mean() > 0.05
+    for kind, values in zip(exact, data.seen(split + experiment.NO_VIEW), strict=True):
+      for task in values:
+        np.testing.assert_array_equal(values[task], kind[task])
+  assert counts(data, "validation")["va"] == 32  # nobody there lacks it
+  np.testing.assert_array_equal(data.seen("test")[0]["va"], plain.seen("test")[0]["va"])
+  assert counts(data, "test") == counts(plain, "test")
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "validation/no_view", "test"])
+def test_counts_are_those_of_the_batches(tiny_faces, split):
+  data = experiment.Data(debug_config(), tiny_faces)
+  opened = data.records(split)
+  mask = opened.batch(np.arange(len(opened)))["mask"]
+  found = {task: int(mask[task].reshape(len(opened), -1)[:, 0].sum()) for task in mask}
+  assert counts(data, split) == found
+
+
+def test_splits_that_have_a_view_are_scored_without_it_too(faces):
+  names = faces.with_no_view(("validation", "test"))
+  assert names == ["validation", "validation/no_view", "test"]
+  assert faces.with_no_view(names[1:]) == names[1:]
+
+
+def test_a_split_that_is_both_learnt_from_and_chosen_by_is_masked_as_training(tiny_faces):
+  data = experiment.Data(debug_config(data__select="train", data__report=[]), tiny_faces)
+  assert str(data.view("train")) == "masks s_aff_wild2/train"
+
+
+def test_the_view_is_said_with_the_counts_through_it(tiny_faces, capsys):
+  config = debug_config(data__view__noise="mild")
+  experiment.check(config, tiny_faces)
+  said = capsys.readouterr().out
+  data = experiment.Data(config, tiny_faces)
+  seen = counts(data, "train")
+  assert (
+    f"train: 96 images (va {seen['va']}, expression {seen['expression']}, au {seen['au']}),"
+    " noise mild, masks s_aff_wild2/train\n"
+  ) in said
+  assert "test: 32 images (va 32, expression 32, au 32)\n" in said
+
+
+def test_rows_that_the_view_leaves_unlabelled_are_a_stratum_of_their_own(tiny_faces):
+  data = experiment.Data(debug_config(data__sampling="class_balanced"), tiny_faces)
+  mask = data.records("train").batch(np.arange(96))["mask"]["expression"]
+  np.testing.assert_array_equal(data.strata < 0, mask == 0)
+  assert 0 < mask.sum() < 96
+
+
+# Refusals.
 
 
 @pytest.mark.parametrize(
@@ -142,6 +218,8 @@ def test_classes_are_drawn_evenly_where_the_config_says_so(tiny_faces):
     ({"accumulate": 0}, "config.accumulate=0 does not divide"),
     ({"accumulate": 4}, "config.batch_size / config.accumulate=4 is not a multiple of the 8"),
     ({"data__sampling": "balanced"}, "sampling='balanced': use one of uniform, class_balanced"),
+    ({"data__view__noise": "loud"}, "view.noise='loud': use one of clean, mild, wild"),
+    ({"data__view__masks": "some"}, "config.data.view.masks='some': use one of none, s_aff_wild2"),
     ({"losses__expression__label_smoothing": 2.0}, "config.losses.expression: label_smoothing=2.0"),
   ],
 )
@@ -174,9 +252,11 @@ def test_balancing_what_has_no_labels_is_refused(tiny_ferplus, tmp_path):
 def test_configs_from_before_these_fields_mean_their_defaults(tiny_faces):
   config = debug_config()
   del config["accumulate"], config["data"]["sampling"]
+  del config["data"]["view"], config["evaluate"]["probe"]
   resolved, data, _, _ = experiment.open_training(config, tiny_faces)
   assert resolved == config
   assert data.strata is None
+  assert not any(data.view(split) for split in ("train", "validation", "test"))
 
 
 @pytest.mark.slow

@@ -17,7 +17,8 @@ LEAVES = [
   )
 ]  # fmt: skip
 MODES = [
-  f"affjax.{name}" for name in ("train", "evaluate", "predict", "submit", "export", "experiment")
+  f"affjax.{name}"
+  for name in ("train", "evaluate", "probe", "predict", "submit", "export", "experiment")
 ]
 
 # Modules -> what of ours they may import. The first line that fits a module counts, and every

@@ -37,6 +37,7 @@ class Toy(tfds.core.GeneratorBasedBuilder):
 
   VERSION = tfds.core.Version("1.0.0")
   BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in ("png", "jpeg")]
+  PEOPLE = False  # whether rows name who is seen
 
   def _info(self):
     vector = lambda size: tfds.features.Tensor(shape=(size,), dtype=np.float32)
@@ -47,6 +48,7 @@ class Toy(tfds.core.GeneratorBasedBuilder):
         {
           "image": image,
           "key": tfds.features.Text(),
+          **({"person": tfds.features.Text()} if self.PEOPLE else {}),
           "labels": {"va": vector(2), "expression": vector(3), "au": vector(3)},
           "mask": {
             "va": vector(2),
@@ -64,6 +66,12 @@ class Toy(tfds.core.GeneratorBasedBuilder):
   def _generate_examples(self):
     for row in self.rows:
       yield row["key"], {**row, "image": io.BytesIO(row["image"])}
+
+
+class ToyOfPeople(Toy):
+  """The same, of two images a person."""
+
+  PEOPLE = True
 
 
 def encoded(rng, kind, height=SIZE, width=SIZE):
@@ -93,7 +101,8 @@ def toy_rows(kind="png", count=12):
 
 
 def build(folder, rows, kind="png", shards=None):
-  toy = Toy(data_dir=str(folder), config=kind)
+  cls = ToyOfPeople if "person" in rows[0] else Toy
+  toy = cls(data_dir=str(folder), config=kind)
   toy.rows = rows
   if shards:
     download = tfds.download.DownloadConfig(num_shards=shards)
@@ -364,9 +373,9 @@ def test_the_labels_of_a_split_are_those_of_its_batches(toy, tiny_ferplus):
     expected = everything(build, "train", wants, SIZE)
     found = records.labels(build, "train", wants)
     for kind, values in zip(("labels", "mask"), found, strict=True):
-      assert set(values) == set(wants)
-      for task in wants:
-        np.testing.assert_allclose(values[task], expected[kind][task], atol=1e-6)
+      assert set(values) == set(expected[kind])  # masks: of the rules for hard labels too
+      for name in values:
+        np.testing.assert_allclose(values[name], expected[kind][name], atol=1e-6)
 
 
 def test_tasks_that_the_data_or_the_model_lack_have_no_labels(tiny_ferplus):
@@ -390,6 +399,29 @@ def test_the_labels_are_kept_beside_the_data(tmp_path, monkeypatch):
   same(records.label_table(toy, "train"))
   assert walked
   assert kept.is_file()
+
+
+def people(name="person {}"):
+  return [row | {"person": name.format(i // 2)} for i, row in enumerate(toy_rows())]
+
+
+def test_a_table_that_was_kept_without_the_people_is_made_anew(tmp_path):
+  toy = build(tmp_path, people())
+  kept = Path(toy.data_dir) / "affjax_train.npz"
+  found = records.label_table(toy, "train")
+  pairs = sorted(zip(found["key"].tolist(), found["person"].tolist(), strict=True))
+  assert pairs == sorted((f"row{i}".encode(), f"person {i // 2}".encode()) for i in range(12))
+  np.savez(kept, **{name: column for name, column in found.items() if name != "person"})
+  np.testing.assert_array_equal(records.label_table(toy, "train")["person"], found["person"])
+  assert "person" in np.load(kept)
+
+
+def test_the_fingerprint_is_that_of_earlier_versions_which_kept_no_people(tmp_path):
+  fingerprints = {
+    records.summary(build(tmp_path / str(i), people(name)))["fingerprint"]
+    for i, name in enumerate(("person {}", "somebody else {}", ""))
+  }
+  assert len(fingerprints) == 1
 
 
 @pytest.mark.parametrize("kind", [errno.EACCES, errno.EROFS])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -74,13 +75,66 @@ def test_a_run_leaves_what_a_reader_needs(finished):
 
 def test_every_score_stands_beside_its_floor_and_p_is_the_sum(finished):
   _, result = finished
-  for split in ("validation", "test"):
+  assert list(result["scores"]) == ["validation", "validation/no_view", "test"]
+  for split in result["scores"]:
     scores, floors = result["scores"][split], result["floors"][split]
     parts = ("va/ccc", "expression/f1", "au/f1")
     assert scores["p_mtl"] == pytest.approx(sum(scores[p] for p in parts))
     assert floors["p_mtl"] == pytest.approx(sum(floors[p] for p in parts))
     assert floors["va/ccc"] == 0
     assert {"expression/accuracy", "expression/cross_entropy", "au/f1/AU12"} <= set(floors)
+
+
+def test_a_masked_split_is_scored_with_its_masks_and_without(finished, tiny_faces, capsys):
+  where, result = finished
+  again = evaluate.run(debug_config(), where, tiny_faces)
+  assert again["scores"] == result["scores"]
+  said = capsys.readouterr().out
+  titles = [line for line in said.splitlines() if line.startswith("synthetic_faces ")]
+  assert [title.partition(", step")[0] for title in titles] == [
+    "synthetic_faces validation (masks s_aff_wild2/validation)",
+    "synthetic_faces validation/no_view (labels as they are)",
+    "synthetic_faces test",
+  ]
+  assert said.count("p_mtl") == 3
+  seen, every = (result["scores"][name] for name in ("validation", "validation/no_view"))
+  # The units are labelled for all; expressions for some, and of those the rest is scored too.
+  assert seen["au/f1"] == every["au/f1"]
+  assert seen["expression/cross_entropy"] != every["expression/cross_entropy"]
+  best = max(log(where, "validation"), key=lambda entry: entry["p_mtl"])
+  assert best["p_mtl"] == pytest.approx(seen["p_mtl"], abs=1e-6)  # which chooses
+  # Without a view in the config that is all there is, and the same.
+  plain = evaluate.run(debug_config(data__view__masks="none"), where, tiny_faces)
+  assert plain["scores"] == {"validation": every, "test": result["scores"]["test"]}
+
+
+def test_the_ceiling_and_the_probe_stand_beside_the_score(finished, tiny_faces, tmp_path, capsys):
+  where, result = finished
+  assert "probes" not in result  # a debug run is not to take a minute
+  data_dir = tmp_path / "data"
+  shutil.copytree(tiny_faces, data_dir)
+  build = records.builder("synthetic_faces", "tiny", str(data_dir))
+  metadata = Path(build.data_dir) / "metadata.json"
+  described = json.loads(metadata.read_text())
+  described["ceiling"] = {"test": {"expression/f1": 0.66, "p_mtl": 2.66}}
+  metadata.write_text(json.dumps(described))
+  found = evaluate.run(debug_config(evaluate__probe=True), where, str(data_dir))
+  assert found["scores"] == result["scores"]
+  assert found["ceilings"] == described["ceiling"]
+  assert list(found["probes"]) == list(found["scores"])
+  for split, scores in found["scores"].items():
+    assert set(found["probes"][split]) == set(scores)
+  said = capsys.readouterr().out
+  *_, test = said.split("\nsynthetic_faces ")
+  assert test.splitlines()[1].split() == ["score", "floor", "ceiling", "probe"]
+  (line,) = [line for line in test.splitlines() if "p_mtl" in line]
+  shown = [result["scores"], result["floors"], found["ceilings"], found["probes"]]
+  assert line.split()[1:] == [f"{kind['test']['p_mtl']:.3f}" for kind in shown]
+
+
+def test_another_view_is_another_run(finished, tiny_faces):
+  with pytest.raises(ValueError, match="data.view.noise was 'clean', is 'mild'"):
+    train.run(debug_config(data__view__noise="mild"), finished[0], tiny_faces)
 
 
 def test_the_first_batch_is_drawn(finished):

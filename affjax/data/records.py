@@ -24,11 +24,15 @@ from array_record.python import array_record_data_source
 from tensorflow_datasets.proto import tf_example_pb2
 
 import tfds_builders
+from affjax.data.views import CLEAN, View
 from affjax.labels import TASKS, remap
 
 # Beside TFDS's own files: counts and fingerprint, and the labels of a split without its images.
 SUMMARY = "affjax.json"
 TABLE = "affjax_{}.npz"
+
+# Task -> labels, and task or `expression_RULE` -> mask, of all rows of a split.
+Labels = tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
 
 
 def names() -> list[str]:
@@ -152,6 +156,7 @@ class Records:
       mask 0.
     masks: further masks to take along: `expression_strict` and the like.
     image_size: (height, width) in pixels; records of another size are resized with OpenCV.
+    seen: labels and masks of every row, from `labels`, that stand in for those of the records.
   """
 
   def __init__(
@@ -161,9 +166,11 @@ class Records:
     wants: Mapping[str, Sequence[str]],
     masks: Sequence[str],
     image_size: tuple[int, int],
+    seen: Labels | None = None,
   ) -> None:
     self.shards = shards
     self.image_size = tuple(image_size)
+    self._seen = seen
     self._sizes = {task: len(labels) for task, labels in wants.items()}
     self._masks = tuple(masks)
     self._remap = {task: remap(has[task], wants[task]) for task in wants if task in has}
@@ -198,22 +205,31 @@ class Records:
     for i, record in zip(real, self.shards.read(rows[real]), strict=True):
       feature = tf_example_pb2.Example.FromString(record).features.feature
       self._decode(feature["image"].bytes_list.value[0], out["image"][i], int(rows[i]))
-      known = 1.0  # whether the model has the class that won: without it there is no hard label
-      for task, matrix in self._remap.items():
-        label = np.array(feature[f"labels/{task}"].float_list.value, np.float32)
-        mask = np.array(feature[f"mask/{task}"].float_list.value, np.float32)
-        if task == "expression":
-          known = matrix[label.argmax()].sum()
-          label = label @ matrix
-          mass = label.sum()
-          out["labels"][task][i] = label / mass if mass > 0 else 0
-          out["mask"][task][i] = mask[0] * (mass > 0)
-        else:
-          out["labels"][task][i] = label @ matrix
-          out["mask"][task][i] = mask @ matrix
-      for name in self._masks:
-        out["mask"][name][i] = feature[f"mask/{name}"].float_list.value[0] * known
+      if self._seen is None:
+        self._label(feature, out, i)
+    if self._seen is not None:
+      for kind, columns in zip(("labels", "mask"), self._seen, strict=True):
+        for name, values in columns.items():
+          out[kind][name][real] = values[rows[real]]
     return out
+
+  def _label(self, feature: Any, out: dict[str, Any], i: int) -> None:
+    """Writes a record's labels and masks to row i of the batch."""
+    known = 1.0  # whether the model has the class that won: without it there is no hard label
+    for task, matrix in self._remap.items():
+      label = np.array(feature[f"labels/{task}"].float_list.value, np.float32)
+      mask = np.array(feature[f"mask/{task}"].float_list.value, np.float32)
+      if task == "expression":
+        known = matrix[label.argmax()].sum()
+        label = label @ matrix
+        mass = label.sum()
+        out["labels"][task][i] = label / mass if mass > 0 else 0
+        out["mask"][task][i] = mask[0] * (mass > 0)
+      else:
+        out["labels"][task][i] = label @ matrix
+        out["mask"][task][i] = mask @ matrix
+    for name in self._masks:
+      out["mask"][name][i] = feature[f"mask/{name}"].float_list.value[0] * known
 
   def _decode(self, encoded: bytes, out: np.ndarray, row: int) -> None:
     image = decode(encoded)
@@ -268,7 +284,13 @@ def fit(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
   )
 
 
-def records(build: Any, split: str, wants: Mapping[str, Sequence[str]], image_size: int) -> Records:
+def records(
+  build: Any,
+  split: str,
+  wants: Mapping[str, Sequence[str]],
+  image_size: int,
+  seen: Labels | None = None,
+) -> Records:
   """Opens a split of a prepared data set.
 
   Args:
@@ -276,21 +298,28 @@ def records(build: Any, split: str, wants: Mapping[str, Sequence[str]], image_si
     split: its name.
     wants: task -> names of the labels that the model has.
     image_size: height and width of the batches' images, pixels.
+    seen: from `labels` with the same `wants`, where the split is read through a view; None: the
+      labels are those of the records.
   """
-  found = shards(build, split)
-  described = metadata(build)
-  scoring = described.get("scoring", {}).get("expression", {})
-  masks = [f"expression_{rule}" for rule in scoring.get("rules", ())]
-  return Records(found, described["labels"], wants, masks, (image_size, image_size))
+  found, described = shards(build, split), metadata(build)
+  size = (image_size, image_size)
+  return Records(found, described["labels"], wants, _hard_masks(described), size, seen)
+
+
+def _hard_masks(described: Mapping[str, Any]) -> list[str]:
+  """Names of the masks of images with a hard expression, a mask for each rule of the data set."""
+  rules = described.get("scoring", {}).get("expression", {}).get("rules", ())
+  return [f"expression_{rule}" for rule in rules]
 
 
 def _walk(found: Shards, chunk: int = 1024) -> Iterator[dict[str, np.ndarray]]:
-  """Yields keys, labels and masks of `chunk` records at a time, in order; decodes no image."""
+  """Yields texts, labels and masks of `chunk` records at a time, in order; decodes no image."""
   for start in range(0, len(found), chunk):
     columns: dict[str, list[Any]] = {}
     for record in found.read(range(start, min(start + chunk, len(found)))):
       feature = tf_example_pb2.Example.FromString(record).features.feature
-      columns.setdefault("key", []).append(feature["key"].bytes_list.value[0])
+      for name in (n for n in ("key", "person") if n in feature):
+        columns.setdefault(name, []).append(feature[name].bytes_list.value[0])
       for name in (n for n in feature if n.startswith(("labels/", "mask/"))):
         columns.setdefault(name, []).append(np.array(feature[name].float_list.value, np.float32))
     yield {name: np.stack(column) for name, column in columns.items()}
@@ -300,41 +329,50 @@ def label_table(build: Any, split: str) -> dict[str, np.ndarray]:
   """Labels of a whole split, without its images; made once and kept beside it.
 
   Returns:
-    `key` [rows] bytes, and what the records hold under `labels/TASK` and `mask/TASK`: [rows, size]
-    float32, in terms of the data set's own names.
+    `key` [rows] bytes, where the records have it `person` [rows] bytes, and what they hold under
+    `labels/TASK` and `mask/TASK`: [rows, size] float32, in terms of the data set's own names.
   """
   path = Path(build.data_dir) / TABLE.format(split)
   if path.is_file():
     with np.load(path) as kept:
-      return dict(kept)
+      # Earlier versions kept no person.
+      if "person" in kept or "person" not in build.info.features:
+        return dict(kept)
   chunks = list(_walk(shards(build, split)))
   columns = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
   packed = io.BytesIO()
   np.savez_compressed(packed, **columns)
-  _keep(path, packed.getvalue())
+  keep(path, packed.getvalue())
   return columns
 
 
 def labels(
-  build: Any, split: str, wants: Mapping[str, Sequence[str]]
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+  build: Any, split: str, wants: Mapping[str, Sequence[str]], view: View = CLEAN
+) -> Labels:
   """Labels and masks of a whole split in terms of a model: what `Records.batch` gives for them.
 
   Args:
     build: from `builder`.
     split: its name.
     wants: task -> names of the labels that the model has.
+    view: what noise and which missing tasks they are seen with.
 
   Returns:
-    Task -> labels [rows, size], and task -> mask [rows, size] (expression: [rows]), of the tasks
-    that the data set has.
+    Task -> labels [rows, size], and task -> mask [rows, size] (expression, and each of its rules:
+    [rows]), of the tasks that the data set has.
   """
-  columns, has = label_table(build, split), metadata(build)["labels"]
-  out: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] = ({}, {})
+  table, described = label_table(build, split), metadata(build)
+  has = described["labels"]
+  columns = view(table, has)
+  out: Labels = ({}, {})
   for task in (t for t in wants if t in has):
     matrix = remap(has[task], wants[task])
     label, mask = columns[f"labels/{task}"] @ matrix, columns[f"mask/{task}"]
     if task == "expression":
+      known = matrix.sum(1)[columns[f"labels/{task}"].argmax(1)]
+      out[1].update(
+        {name: columns[f"mask/{name}"][:, 0] * known for name in _hard_masks(described)}
+      )
       mass = label.sum(1)
       label, mask = label / np.where(mass > 0, mass, 1)[:, None], mask[:, 0] * (mass > 0)
     else:
@@ -347,7 +385,7 @@ def _summarise(
   columns: Mapping[str, np.ndarray], has: Mapping[str, Sequence[str]], digest: Any
 ) -> dict[str, Any]:
   """Counts one split and feeds its keys and labels to the digest."""
-  names = sorted(name for name in columns if name != "key")
+  names = sorted(name for name in columns if name not in ("key", "person"))
   for row, key in enumerate(columns["key"].tolist()):
     digest.update(key)
     for name in names:
@@ -388,11 +426,11 @@ def summary(build: Any) -> dict[str, Any]:
     digest.update(f"/{split}:{len(shards(build, split))}/".encode())
     splits[split] = _summarise(label_table(build, split), metadata(build)["labels"], digest)
   result = {"fingerprint": digest.hexdigest(), "splits": splits}
-  _keep(path, json.dumps(result, indent=1).encode())
+  keep(path, json.dumps(result, indent=1).encode())
   return result
 
 
-def _keep(path: Path, content: bytes) -> None:
+def keep(path: Path, content: bytes) -> None:
   """Writes a file whole, or in a read-only place not at all: it is made anew each time."""
   partial = path.with_suffix(f".{os.getpid()}")
   try:
