@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import pickle
 import subprocess
 import sys
 
@@ -19,10 +18,24 @@ SETTING, VERSION = knobs.Knobs(), "0.2.0"
 
 
 def digest(face):
-  """Of all that is recorded of a face."""
+  """Of all that is recorded of a face.
+
+  By value: pickled bytes also depend on which objects are one and the same.
+  """
   record = builders.example("t", 0, 0, face, label_model.CLASSES)
-  files = {name: record[name].getvalue() for name in ("image", "face_mask")}
-  return hashlib.sha256(pickle.dumps(record | files)).hexdigest()
+  hashed = hashlib.sha256()
+
+  def add(name, value):
+    if isinstance(value, dict):
+      for key in sorted(value):
+        add(f"{name}/{key}", value[key])
+    else:
+      value = value.getvalue() if hasattr(value, "getvalue") else value
+      array = np.asarray(value)
+      hashed.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
+
+  add("", record)
+  return hashed.hexdigest()
 
 
 def render(identity, image, split="train", seed=0, version=VERSION, setting=SETTING):
