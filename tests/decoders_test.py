@@ -37,9 +37,9 @@ def model(decoder):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("input_width", [24, 32])
-def test_every_task_has_its_float32_output(dtype, input_width):
-  decoder = small(dtype=dtype, input_width=input_width)
+@pytest.mark.parametrize(("input_width", "readout"), [(24, 0), (32, 0), (24, 4)])
+def test_every_task_has_its_float32_output(dtype, input_width, readout):
+  decoder = small(dtype=dtype, input_width=input_width, readout=readout)
   outputs = jax.jit(lambda x: decoder(x))(10 * tokens(width=input_width).astype(dtype))
   assert {task: x.shape for task, x in outputs.items()} == {k: (3, n) for k, n in OUTPUTS.items()}
   assert {x.dtype for x in outputs.values()} == {jnp.dtype("float32")}
@@ -84,6 +84,16 @@ def test_the_order_of_the_image_tokens_matters_to_the_position_bias_alone(positi
     assert np.allclose(x, outputs[task], atol=1e-6) != position_bias
   for task, x in decoder(tokens()[::-1]).items():
     assert not np.allclose(x, outputs[task], atol=1e-4)
+
+
+def test_a_readout_starts_each_token_from_all_places_at_once():
+  decoder = nnx.clone(small(readout=2, position_bias=False))
+  read = decoder.readout(tokens())
+  few = np.asarray(tokens() @ decoder.readout.reduce.kernel[...]).reshape(3, 18)
+  expected = few @ np.asarray(decoder.readout.dense.kernel[...])
+  np.testing.assert_allclose(read, expected.reshape(3, 3, 32), atol=1e-5)
+  outputs, mirrored = (decoder(x)["va"] for x in (tokens(), tokens()[:, ::-1]))
+  assert not np.allclose(outputs, mirrored, atol=1e-4)
 
 
 def test_the_linear_decoder_is_mean_pooling_and_one_layer_per_task():

@@ -24,7 +24,7 @@ def num_parameters(model):
   return sum(x.size for x in jax.tree.leaves(nnx.to_pure_dict(nnx.state(model, nnx.Param))))
 
 
-@pytest.mark.parametrize("stem", ["patch", "conv"])
+@pytest.mark.parametrize("stem", ["patch", "conv", "residual"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_patch_becomes_a_token_and_parameters_stay_float32(stem, dtype):
   model = small(stem=stem, dtype=dtype)
@@ -60,7 +60,8 @@ def test_full_sizes_have_the_published_number_of_parameters(variant, image_size,
     (dict(variant="S"), "variant 'S'"),
     (dict(variant="S/7"), "variant 'S/7'"),
     (dict(image_size=50), "image_size 50 is not a multiple .* use image_size 48"),
-    (dict(stem="cnn"), r"stem 'cnn': use one of \['patch', 'conv'\]"),
+    (dict(stem="cnn"), r"stem 'cnn': use one of \['patch', 'conv', 'residual'\]"),
+    (dict(stem="residual", width=33, num_heads=3), "patch size 8 or width 33 is not even"),
     (dict(image_size=48, variant="mu/12", stem="conv"), "stem 'conv' needs a patch size of"),
     (dict(num_heads=5), "width 32 is not a multiple of num_heads 5"),
   ],
@@ -84,6 +85,26 @@ def test_the_patch_stem_is_a_strided_convolution():
     images(), kernel, (8, 8), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
   )
   np.testing.assert_allclose(stem(images()), expected.reshape(2, 16, 16), atol=1e-5)
+
+
+def test_what_blocks_add_starts_scaled_channel_by_channel():
+  x = jax.random.normal(jax.random.key(1), (2, 5, 32))
+  plain, scaled = (
+    layers.Block(32, 2, layer_scale=value, rngs=nnx.Rngs(0)) for value in (0.0, 1e-3)
+  )
+  np.testing.assert_allclose(scaled(x)[0], x, atol=1e-2)
+  assert not np.allclose(plain(x)[0], x, atol=1e-1)
+  scaled.scales.attention[...] = jnp.ones(32)
+  scaled.scales.mlp[...] = jnp.ones(32)
+  np.testing.assert_allclose(scaled(x)[0], plain(x)[0], atol=1e-6)
+
+
+def test_a_residual_stem_sees_beyond_its_patch_and_keeps_rows_in_order():
+  stem = vit.ResidualStem(8, 16, 1, dtype=jnp.float32, rngs=nnx.Rngs(0))
+  stem = jax.jit(stem)
+  change = np.abs(stem(images().at[:, 12, 20].add(1.0)) - stem(images())).sum((0, 2)).reshape(4, 4)
+  assert change.argmax() == 1 * 4 + 2  # the patch of row 12 and column 20
+  assert change[1, 1] > 0
 
 
 def test_without_positions_permuting_patches_permutes_tokens():

@@ -50,6 +50,7 @@ class TaskTokens(nnx.Module):
     dropout_rate: float = 0.1,
     va_activation: str = "tanh",
     position_bias: bool = True,
+    readout: int = 0,
     dtype: str | jnp.dtype = "float32",
     rngs: nnx.Rngs,
   ) -> None:
@@ -66,6 +67,8 @@ class TaskTokens(nnx.Module):
       dropout_rate: probability of dropping a unit of what attention or MLP adds.
       va_activation: "tanh" keeps the output "va" in (-1, 1); "identity" leaves it free.
       position_bias: whether attention to the image has a learned bias per head, token and place.
+      readout: channels of every image token that one dense layer reads all at once, each task's
+        token starting from what it gives; 0: tokens start alike for every image.
       dtype: dtype of the activations; parameters and heads are float32.
       rngs: source of the parameters' keys.
 
@@ -82,6 +85,8 @@ class TaskTokens(nnx.Module):
     bias_init = nnx.initializers.normal(_POSITION_BIAS)
     bias_shape = (depth, num_heads, len(outputs), input_length)
     self.position_bias = nnx.Param(bias_init(rngs.params(), bias_shape)) if position_bias else None
+    sizes = dict(channels=readout, input_length=input_length, num_tokens=len(outputs))
+    self.readout = Readout(input_width, width, **sizes, dtype=dtype, rngs=rngs) if readout else None
     block = dict(dropout_rate=dropout_rate, dtype=dtype, rngs=rngs)
     self.self_blocks = nnx.List(layers.Block(width, num_heads, **block) for _ in range(depth))
     self.cross_blocks = nnx.List(layers.CrossBlock(width, num_heads, **block) for _ in range(depth))
@@ -111,6 +116,8 @@ class TaskTokens(nnx.Module):
     options = dict(train=train, rngs=rngs, attention=attention)
     image = tokens if self.project is None else self.project(tokens)
     x = jnp.broadcast_to(self.tokens[...], (len(tokens), *self.tokens.shape)).astype(image.dtype)
+    if self.readout is not None:
+      x = x + self.readout(tokens)
     maps = {"tokens": [], "image": []}
     blocks = zip(self.self_blocks, self.cross_blocks, strict=True)
     for layer, (self_block, cross_block) in enumerate(blocks):
@@ -123,6 +130,35 @@ class TaskTokens(nnx.Module):
     if attention:
       return outputs, {name: jnp.stack(of_layers) for name, of_layers in maps.items()}
     return outputs
+
+
+class Readout(nnx.Module):
+  """A few channels of every image token, then one dense layer of all of them: ours.
+
+  Aligned faces have each feature in its place, so that a linear model of the pixels does well at
+  once; attention has to find the places first.
+  """
+
+  def __init__(
+    self,
+    input_width: int,
+    width: int,
+    *,
+    channels: int,
+    input_length: int,
+    num_tokens: int,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+  ) -> None:
+    """Builds the layers."""
+    self.num_tokens = num_tokens
+    self.reduce = nnx.Linear(input_width, channels, dtype=dtype, rngs=rngs)
+    self.dense = nnx.Linear(channels * input_length, num_tokens * width, dtype=dtype, rngs=rngs)
+
+  def __call__(self, tokens: jax.Array) -> jax.Array:
+    """[batch, length, input_width] -> [batch, num_tokens, width]."""
+    batch = tokens.shape[0]
+    return self.dense(self.reduce(tokens).reshape(batch, -1)).reshape(batch, self.num_tokens, -1)
 
 
 class Linear(nnx.Module):

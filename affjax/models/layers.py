@@ -27,6 +27,7 @@ class Block(nnx.Module):
     *,
     dropout_rate: float = 0.0,
     drop_path_rate: float = 0.0,
+    layer_scale: float = 0.0,
     dtype: jnp.dtype = jnp.float32,
     rngs: nnx.Rngs,
   ) -> None:
@@ -37,6 +38,8 @@ class Block(nnx.Module):
       num_heads: attention heads; must divide `width`.
       dropout_rate: probability of dropping a unit of what attention or MLP adds.
       drop_path_rate: probability of dropping all that attention or MLP adds to a sample.
+      layer_scale: what the channels that attention and MLP add are scaled by at first (Touvron et
+        al., 2021, arXiv:2103.17239), each by a weight of its own; 0: no such weights.
       dtype: dtype of the activations.
       rngs: source of the parameters' keys.
     """
@@ -46,6 +49,7 @@ class Block(nnx.Module):
     self.mlp_norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
     self.mlp = MLP(width, dropout_rate=dropout_rate, dtype=dtype, rngs=rngs)
     self.drop_path = DropPath(drop_path_rate)
+    self.scales = LayerScales(width, layer_scale) if layer_scale else None
 
   def __call__(
     self,
@@ -57,10 +61,24 @@ class Block(nnx.Module):
   ) -> tuple[jax.Array, jax.Array | None]:
     """Maps [batch, length, width] to the same; see `Attention` for the second output."""
     random = dict(deterministic=not train, rngs=rngs)
+    scale = self.scales or (lambda y, part: y)
     y, maps = self.attention(self.attention_norm(x), attention=attention)
-    x = x + self.drop_path(self.dropout(y, **random), **random)
+    x = x + self.drop_path(self.dropout(scale(y, "attention"), **random), **random)
     y = self.mlp(self.mlp_norm(x), train=train, rngs=rngs)
-    return x + self.drop_path(y, **random), maps
+    return x + self.drop_path(scale(y, "mlp"), **random), maps
+
+
+class LayerScales(nnx.Module):
+  """A weight for each channel of what attention and MLP add."""
+
+  def __init__(self, width: int, value: float) -> None:
+    """Builds the weights; all are `value` at first."""
+    self.attention = nnx.Param(jnp.full(width, value))
+    self.mlp = nnx.Param(jnp.full(width, value))
+
+  def __call__(self, y: jax.Array, part: str) -> jax.Array:
+    """Scales [batch, length, width] of the part, "attention" or "mlp"."""
+    return y * getattr(self, part)[...].astype(y.dtype)[None, None]
 
 
 class CrossBlock(nnx.Module):
