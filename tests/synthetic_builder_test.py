@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ from affjax import labels
 from tfds_builders.synthetic_faces import camera, ceiling, knobs, label_model, renderer, workers
 from tfds_builders.synthetic_faces import synthetic_faces_dataset_builder as builders
 
-SETTING, VERSION = knobs.Knobs(), "0.2.0"
+SETTING, VERSION = knobs.Knobs(), "0.3.0"
 
 
 def digest(face):
@@ -56,7 +57,7 @@ def test_a_face_has_the_same_bytes_twice_and_in_another_order():
 def test_a_face_changes_with_version_seed_and_split():
   faces = [
     render(0, 0),
-    render(0, 0, version="0.2.1"),
+    render(0, 0, version="0.3.1"),
     render(0, 0, seed=1),
     render(0, 0, split="validation"),
   ]
@@ -70,6 +71,29 @@ def test_two_processes_render_what_one_does():
   )
   assert one == two
   assert [digest(render(i, j, split="t")) for i in range(3) for j in range(2)] == sum(one, [])
+
+
+@pytest.mark.slow
+def test_kernels_compiled_just_now_render_what_kept_ones_do(tmp_path):
+  render(0, 0)  # so that a kept one exists
+  code = (
+    "import hashlib; from tfds_builders.synthetic_faces import knobs, renderer\n"
+    f"jpegs = [renderer.render_face({VERSION!r}, 0, 'train', i, 0, knobs.Knobs()).jpeg"
+    " for i in range(3)]\n"
+    "print(hashlib.sha256(b''.join(jpegs)).hexdigest())"
+  )
+  digests = []
+  for folder in (tmp_path, tmp_path):  # compiles, then finds what was compiled
+    environment = os.environ | {
+      "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+      "NUMBA_CACHE_DIR": str(folder),
+    }
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    digests.append(done.stdout.strip())
+  assert any(tmp_path.rglob("*.nbi"))
+  here = hashlib.sha256(b"".join(render(i, 0).jpeg for i in range(3))).hexdigest()
+  assert digests == [here, here]
 
 
 def test_a_dead_process_is_an_error_and_not_a_short_split():

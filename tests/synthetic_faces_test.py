@@ -91,24 +91,68 @@ def test_pixels_change_where_a_unit_of_the_upper_face_acts(unit):
   assert change[72:].max() < 0.1 * change[:66].max()
 
 
+# Where no pixel changes when a unit acts and the crop stays: rows, columns.
+BELOW_EYES, EYES = (slice(64, 112), slice(0, 112)), (slice(20, 58), slice(28, 84))
+STILL = {
+  **dict.fromkeys((1, 2, 4, 5, 43), BELOW_EYES),
+  7: (slice(76, 112), slice(0, 112)),
+  6: (slice(90, 112), slice(30, 82)),
+  9: (slice(96, 112), slice(0, 112)),
+  12: (slice(20, 46), slice(28, 84)),
+  **dict.fromkeys((10, 14, 15, 17, 18, 20, 23, 24, 25, 26, 27, 28), EYES),
+}
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_no_pixel_changes_away_from_a_unit(unit, monkeypatch):
+  place = poses.place
+  stay = lambda asset, rest, moved, framing: place(asset, rest, rest, framing)
+  monkeypatch.setattr(poses, "place", stay)
+  for number in (0, 3, 5):
+    change = np.abs(picture(strengths(**{f"au{unit}": 1}), number) - picture(strengths(), number))
+    assert change.max() > 0.1
+    # But for the edges of what skin far away pulls along, a hair's breadth.
+    assert (change[STILL[unit]] > 0.05).mean() < 0.005
+
+
 def test_left_of_the_face_is_right_in_the_picture():
   change = np.abs(picture(strengths(au2=(1, 0))) - picture(strengths())).sum((0, 2))
   assert change[57:].sum() > 20 * change[:55].sum()
 
 
-def test_raised_brows_do_not_slope_like_a_scowl():
-  asset = assets.load()
-
-  def slope(**units):
-    vertices = express(strengths(**units)).vertices
-    return asset.height(vertices, "outer brow", "inner brow") / expression.eye_distance(
-      asset, vertices
+def brows(**units):
+  """Outer minus inner height, inner height, distance of the inner ends; in e, mean of 20 people."""
+  asset, found = assets.load(), []
+  for number in range(20):
+    vertices = express(strengths(**units), number=number).vertices
+    inner, outer = (
+      np.array([vertices[asset.landmarks[f"{side} {name}"]] for side in ("left", "right")])
+      for name in ("inner brow", "outer brow")
     )
+    eyes = np.mean([vertices[e].mean(0) for e in asset.eyes], 0)
+    tilt, height = outer[:, 1].mean() - inner[:, 1].mean(), inner[:, 1].mean() - eyes[1]
+    found.append(
+      np.array([tilt, height, np.ptp(inner[:, 0])]) / expression.eye_distance(asset, vertices)
+    )
+  return np.mean(found, 0)
 
-  rest = slope()
-  assert slope(au1=1) - rest < -0.1
-  assert slope(au1=1, au2=1) - rest < 0.02
-  assert slope(au1=1, au4=1) < 0
+
+def test_raised_brows_do_not_slope_like_a_scowl():
+  rest, inner, whole = brows(), brows(au1=1), brows(au1=1, au2=1)
+  assert -0.2 < inner[0] - rest[0] < -0.1
+  assert whole[0] - rest[0] < 0.02
+  assert whole[1] - rest[1] > 0.12
+
+
+def test_inner_brows_raised_and_drawn_together_are_oblique():
+  rest, worried, frown = brows(), brows(au1=1, au4=1), brows(au4=1)
+  assert worried[0] < -0.05
+  assert worried[1] > rest[1]
+  assert worried[2] < rest[2] - 0.08
+  # A frown alone lowers them, as steep as they were or steeper.
+  assert frown[0] > rest[0]
+  assert frown[1] < rest[1] - 0.1
+  assert frown[2] < rest[2] - 0.08
 
 
 def test_brows_and_mouths_at_rest_are_level():
@@ -118,6 +162,20 @@ def test_brows_and_mouths_at_rest_are_level():
     distance = expression.eye_distance(asset, vertices)
     assert abs(asset.height(vertices, "outer brow", "inner brow") / distance + 0.025) < 0.08
     assert abs(asset.height(vertices, "corner", "lip") / distance) < 0.05
+
+
+def test_groups_of_people_are_balanced():
+  drawn = [person(number).attributes for number in range(400)]
+  for name, shares in (
+    ("ancestry", np.full(3, 1 / 3)),
+    ("sex", np.full(2, 1 / 2)),
+    ("age_group", np.array([18, 20, 24]) / 62),
+  ):
+    counts = np.bincount([someone[name] for someone in drawn])
+    # Four standard errors.
+    np.testing.assert_allclose(counts / 400, shares, atol=4 * np.sqrt(0.25 / 400))
+  sex, ancestry = (np.array([someone[name] for someone in drawn]) for name in ("sex", "ancestry"))
+  assert abs(sex[ancestry == 0].mean() - sex[ancestry == 2].mean()) < 0.25
 
 
 @pytest.mark.parametrize("number", range(8))
@@ -268,6 +326,33 @@ def test_landmarks_of_the_eyes_lie_on_the_edge_of_the_eyes(number, units, head):
     assert abs(six[:, 0].max() - columns.max() - 1) < 3
     assert abs(six[:, 1].min() - rows.min()) < 3
     assert abs(six[:, 1].max() - rows.max() - 1) < 3
+
+
+@pytest.mark.parametrize(("number", "units", "head"), LOOKS)
+def test_landmarks_of_the_brows_lie_on_the_brows(number, units, head):
+  who, seen = person(number), scene(strengths(**units), head)
+  dark, light = (
+    renderer.render(dataclasses.replace(who, brow_colour=np.full(3, value, np.float32)), seen)
+    for value in (0, 1)
+  )
+  hairs = np.abs(light.light - dark.light).max(-1) > 0.05
+  rows, columns = np.nonzero(hairs)
+  for x, y in light.landmarks[17:27]:
+    # The tails of some brows are short: two pixels of a brow that is three high.
+    assert np.hypot(columns + 0.5 - x, rows + 0.5 - y).min() < 2.5
+
+
+@pytest.mark.parametrize("units", [{6: 1, 7: 1}, {6: 1, 7: 1, 12: 1}, {4: 1, 7: 1, 9: 1}, {43: 1}])
+def test_no_eyeball_shows_through_the_lids(units):
+  for number in range(12):
+    seen = scene(strengths(**{f"au{unit}": value for unit, value in units.items()}))
+    eyes, points = coloured(number, seen, lambda asset: asset.part == raster.EYE)
+    rows, columns = np.nonzero(eyes)
+    for first in (36, 42):
+      six = points[first : first + 6]
+      mine = np.abs(columns - six[:, 0].mean()) < 25
+      # Outside of the lids' edges, by more than a pixel of the picture, there is none of it.
+      assert ((rows[mine] > six[:, 1].max() + 2) | (rows[mine] < six[:, 1].min() - 2)).sum() == 0
 
 
 @pytest.mark.parametrize("number", range(4))

@@ -20,6 +20,16 @@ MOUTH_CORNERS = (7182, 422)  # the face's left, right
 UPPER_LIP, LOWER_LIP = 474, 493  # where the lips meet, in the middle
 # Under the inner and the outer ends of the brows, the face's left and right.
 INNER_BROWS, OUTER_BROWS = (6957, 181), (6987, 212)
+# Where the middle of a brow runs at rest: (x, y) in decimetres, the face's left half.
+BROW_LINE = ((0.0, 7.39), (0.148, 7.405), (0.277, 7.44), (0.382, 7.435), (0.469, 7.4), (0.6, 7.35))
+# The mesh's brows lie low over narrow eyes, which looks like a scowl: raised and opened at rest.
+AT_REST = {"browInnerUp": 0.4, "browOuterUp": 0.4, "eyeWide": 0.12}
+# What the package's face units do too little of: name -> centre and radius of a patch of the face's
+# left half in the frontal plane, and its movement at weight 1.
+BUMPS = {
+  "cheekUp": ((0.36, 7.0), (0.13, 0.1), (-0.01, 0.05, 0.04)),
+  "wingUp": ((0.155, 6.86), (0.06, 0.09), (0.01, 0.05, 0.01)),
+}
 # How far lower and upper teeth are moved (decimetres; up, out): as the mesh has them, the lower
 # teeth stand before the upper ones, which hardly show in a smile.
 TEETH_MOVES = ((-0.045, -0.05), (-0.035, 0.0))
@@ -59,6 +69,7 @@ class FaceAsset:
     lower_lashes: [lashes, 3] int32.
     occlusion: [vertices] float32, share of its surroundings that a vertex sees.
     eyes: vertices of the eyeball on the face's left and right.
+    lids: vertices of the skin around it.
     landmarks: name -> vertex.
     ibug: [68, 2] vertices of the landmarks of iBUG, see `landmarks`.
     face: [triangles] bool, whether a triangle is of the face: no ear, neck or scalp.
@@ -80,6 +91,7 @@ class FaceAsset:
   lower_lashes: np.ndarray
   occlusion: np.ndarray
   eyes: tuple[np.ndarray, np.ndarray]
+  lids: tuple[np.ndarray, np.ndarray]
   landmarks: Mapping[str, int]
   ibug: np.ndarray
   face: np.ndarray
@@ -133,7 +145,11 @@ def load() -> FaceAsset:
   uv[part == raster.TEETH] = crown[triangles[part == raster.TEETH]]
   solid = ~np.isin(part, (raster.UPPER_LASH, raster.LOWER_LASH))
   solid &= ~_molars(vertices, triangles, teeth[0])
-  names, starts, indices, deltas = _targets(data, vertices, np.concatenate(eyes))
+  skin = np.isin(np.arange(len(vertices)), triangles[part == raster.SKIN])
+  names, starts, indices, deltas = _targets(data, vertices, np.concatenate(eyes), skin)
+  moves = [names[f"unit/{name}{side}"] for side in ("Left", "Right") for name in AT_REST]
+  amounts = np.array([*AT_REST.values()] * 2)
+  raster.add_targets(vertices, starts, indices, deltas, np.array(moves), amounts)
   skins = {
     tuple(key.split("/")[1:]): linear(cv2.imdecode(value, cv2.IMREAD_COLOR)[..., ::-1])
     for key, value in data.items()
@@ -148,6 +164,7 @@ def load() -> FaceAsset:
     lower_lashes=triangles[part == raster.LOWER_LASH],
     occlusion=_occlusion(data["occlusion"], vertices, triangles, part, teeth),
     eyes=eyes,
+    lids=tuple(_around(vertices, eye, skin) for eye in eyes),
     landmarks={
       "nose": number[NOSE_TIP],
       "left corner": number[MOUTH_CORNERS[0]],
@@ -206,6 +223,14 @@ def _eyes(
   return both[left], both[~left]
 
 
+def _around(vertices: np.ndarray, eye: np.ndarray, skin: np.ndarray) -> np.ndarray:
+  """Vertices of the skin within a centimetre of an eyeball."""
+  centre = vertices[eye].mean(0)
+  distance = np.linalg.norm(vertices - centre, axis=1)
+  near = distance < distance[eye].max() + 0.1
+  return np.flatnonzero(skin & near & (vertices[:, 2] > centre[2]))
+
+
 def eye_coordinates(vertices: np.ndarray, eyes: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
   """Texture coordinates of eyeballs: 0.5 ahead, 0 and 1 a quarter turn away: [vertices, 2]."""
   coordinates = np.full((len(vertices), 2), 0.5, np.float32)
@@ -223,7 +248,7 @@ def eye_coordinates(vertices: np.ndarray, eyes: tuple[np.ndarray, np.ndarray]) -
 
 
 def _targets(
-  data: Mapping[str, np.ndarray], vertices: np.ndarray, eyes: np.ndarray
+  data: Mapping[str, np.ndarray], vertices: np.ndarray, eyes: np.ndarray, skin: np.ndarray
 ) -> tuple[dict[str, int], np.ndarray, np.ndarray, np.ndarray]:
   """Unpacks the morph targets; eyeballs are turned, not morphed, by the units of gaze."""
   bounds = np.concatenate([[0], np.cumsum(data["target_sizes"])])
@@ -232,22 +257,85 @@ def _targets(
     rows = slice(bounds[i], bounds[i + 1])
     index = np.cumsum(data["target_steps"][rows].astype(np.int64)).astype(np.int32)
     delta = data["target_deltas"][rows].astype(np.float32) / 1000
+    if name.startswith("unit/brow"):
+      continue  # see `brow_targets`
     if name.startswith("unit/eyeLook"):
       keep = ~np.isin(index, eyes)
       index, delta = index[keep], delta[keep]
-    if name == "unit/browInnerUp":
-      # One target for both brows, shared out so that each can rise alone.
-      left = np.clip(vertices[index, 0] / 0.2 + 0.5, 0, 1)[:, None]
-      names += [f"{name}Left", f"{name}Right"]
-      indices += [index, index]
-      deltas += [delta * left, delta * (1 - left)]
-    else:
-      names.append(name)
-      indices.append(index)
-      deltas.append(delta)
+    if name.startswith("unit/noseSneer"):
+      # It also lowers the brows, which unit 4 is there for.
+      delta = delta * (1 - _rise(vertices[index, 1], 7.3, 7.42))[:, None]
+    names.append(name)
+    indices.append(index)
+    deltas.append(delta)
+  made = brow_targets(vertices, skin) | bump_targets(vertices, skin)
+  for name, (index, delta) in made.items():
+    names.append(name)
+    indices.append(index)
+    deltas.append(delta)
   starts = np.concatenate([[0], np.cumsum([len(i) for i in indices])]).astype(np.int64)
   numbers = {name: i for i, name in enumerate(names)}
   return numbers, starts, np.concatenate(indices), np.concatenate(deltas).astype(np.float32)
+
+
+def brow_targets(
+  vertices: np.ndarray, skin: np.ndarray
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """Morph targets that move the brows as a whole, made here.
+
+  The face units of the package move a brow's upper edge and not its lower one: frowns flatten
+  brows to a line. These move it as a band that keeps its height; the skin between brow and lid, and
+  the forehead's, take up the movement. Movement at weight 1 is a tenth of a decimetre.
+
+  Args:
+    vertices: [vertices, 3] the head at rest.
+    skin: [vertices] bool.
+
+  Returns:
+    Name -> vertices and their movement: the inner end up, the outer end up, all of it inwards.
+  """
+  x, y, z = vertices.T
+  middle = np.interp(np.abs(x), *zip(*BROW_LINE, strict=True))
+  band = _rise(y, middle - 0.1, middle - 0.025) * (1 - _rise(y, middle + 0.07, middle + 0.42))
+  band = band * skin * (z > 0.9)
+  inner = 1 - _rise(np.abs(x), 0.1, 0.52)
+  outer = _rise(np.abs(x), 0.16, 0.46) * (1 - _rise(np.abs(x), 0.56, 0.72))
+  targets = {}
+  for side, sign in (("Left", 1), ("Right", -1)):
+    # Between the brows both sides pull.
+    own = band * np.clip(sign * x / 0.12 + 0.5, 0, 1)
+    for name, share, direction in (
+      ("browInnerUp", inner, (0, 0.1, 0)),
+      ("browOuterUp", outer, (0, 0.1, 0)),
+      ("browIn", inner, (-0.1 * sign, 0, 0.02)),
+    ):
+      weight = own * share * (np.clip(np.abs(x) / 0.1, 0, 1) if name == "browIn" else 1)
+      index = np.flatnonzero(weight > 1e-3).astype(np.int32)
+      delta = weight[index, None] * np.array(direction)
+      targets[f"unit/{name}{side}"] = (index, delta.astype(np.float32))
+  return targets
+
+
+def bump_targets(
+  vertices: np.ndarray, skin: np.ndarray
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """Morph targets that push a round patch of the skin, see `BUMPS`; otherwise as `brow_targets`."""
+  targets = {}
+  for name, (centre, radius, direction) in BUMPS.items():
+    for side, sign in (("Left", 1), ("Right", -1)):
+      mirror = np.array([sign, 1, 1])
+      away = (vertices[:, :2] * mirror[:2] - centre) / radius
+      weight = np.exp(-0.5 * (away**2).sum(1)) * skin * (vertices[:, 2] > 0.9)
+      index = np.flatnonzero(weight > 0.02).astype(np.int32)
+      delta = weight[index, None] * (np.array(direction) * mirror)
+      targets[f"unit/{name}{side}"] = (index, delta.astype(np.float32))
+  return targets
+
+
+def _rise(x: np.ndarray, low: np.ndarray | float, high: np.ndarray | float) -> np.ndarray:
+  """A smooth step from 0 at `low` to 1 at `high`."""
+  share = np.clip((x - low) / (high - low), 0, 1)
+  return share * share * (3 - 2 * share)
 
 
 def _occlusion(
@@ -263,7 +351,7 @@ def _occlusion(
     sky[np.unique(triangles[part == kind])] = value
   for row in teeth:
     depth = vertices[row, 2].max() - vertices[row, 2]
-    sky[row] = 0.65 * np.clip(1 - depth / 0.25, 0.1, 1)  # molars lie in the dark
+    sky[row] = np.clip(1 - depth / 0.25, 0.1, 1)  # molars lie in the dark
   return sky
 
 

@@ -11,6 +11,10 @@ from tfds_builders.synthetic_faces import knobs
 # What a drawn light is described by: degrees, degrees, ratio, ratio, kelvin; see `knobs.View`.
 LIGHT = ("key_azimuth", "key_elevation", "key_to_fill", "ambient", "temperature")
 
+# Shares of red, green and blue in grey (Rec. 601).
+LUMA = np.array([0.299, 0.587, 0.114])
+TURN = np.float32(2 * np.pi)
+
 
 def draw_light(rng: np.random.Generator, view: knobs.View) -> np.ndarray:
   """Draws the light: [5] float64 in the order of `LIGHT`."""
@@ -67,21 +71,22 @@ def draw_background(rng: np.random.Generator, size: int) -> np.ndarray:
     mix = np.zeros((size, size))
   else:
     angle = rng.uniform(0, np.pi)
-    axis = np.arange(size) / size - 0.5
-    along = np.cos(angle) * axis[None, :] + np.sin(angle) * axis[:, None]
+    axis = np.arange(size, dtype=np.float32) / np.float32(size) - np.float32(0.5)
+    cosine, sine = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    along = cosine * axis[None, :] + sine * axis[:, None]
     if kind == 1:
       mix = along + 0.5
     elif kind == 2:
       cells = int(rng.integers(3, 12))
       mix = cv2.resize(rng.random((cells, cells)), (size, size), interpolation=cv2.INTER_CUBIC)
     else:
-      across = np.cos(angle) * axis[:, None] - np.sin(angle) * axis[None, :]
-      waves = rng.uniform(2, 12, 2)
-      mix = 0.5 + 0.25 * np.sign(np.sin(2 * np.pi * waves[0] * along))
-      mix = mix + 0.25 * np.sin(2 * np.pi * waves[1] * across)
+      across = cosine * axis[:, None] - sine * axis[None, :]
+      waves = rng.uniform(2, 12, 2).astype(np.float32)
+      mix = 0.5 + 0.25 * np.sign(np.sin(TURN * waves[0] * along))
+      mix = mix + 0.25 * np.sin(TURN * waves[1] * across)
       mix = cv2.GaussianBlur(mix, (0, 0), rng.uniform(0.6, 3))
-  mix = np.clip(mix, 0, 1)[..., None]
-  return (colours[0] + (colours[1] - colours[0]) * mix).astype(np.float32)
+  mix = np.clip(mix, 0, 1).astype(np.float32)
+  return cv2.merge([a + (b - a) * mix for a, b in colours.T.astype(np.float32)])
 
 
 def develop(picture: np.ndarray, exposure: float = 0.0) -> np.ndarray:
@@ -174,9 +179,9 @@ def spoil(rng: np.random.Generator, picture: np.ndarray, faults: Faults) -> np.n
   image = develop(picture, faults.exposure).astype(np.float32)
   if faults.gamma != 1:
     image = image ** np.float32(faults.gamma)
-  image = image * np.array([faults.red, faults.green, faults.blue], np.float32)
-  if faults.grey:
-    image = np.repeat((image @ np.array([0.299, 0.587, 0.114], np.float32))[..., None], 3, -1)
+  gains = np.array([faults.red, faults.green, faults.blue])
+  mix = np.tile(gains * LUMA, (3, 1)) if faults.grey else np.diag(gains)
+  image = cv2.transform(image, mix.astype(np.float32))
   if faults.blur:
     image = cv2.filter2D(image, -1, _blur_kernel(faults.blur, faults.angle, bool(faults.motion)))
   if faults.resolution < size:

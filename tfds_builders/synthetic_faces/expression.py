@@ -1,7 +1,9 @@
 """From action units to the movement of the mesh: recipes, gaze, the lips, folds of the skin.
 
 The recipes were chosen by looking at renders. A unit must be seen: at full strength, raised inner
-brows (1) slope, raised whole brows (1 + 2) do not slope the other way, and so on.
+brows (1) slope, raised whole brows (1 + 2) do not slope the other way, and so on. Between rounds of
+looking, a network trained on photographs was asked what it saw (`scripts/measure_agreement.py`), so
+what it says of these faces is optimistic.
 """
 
 import dataclasses
@@ -16,39 +18,49 @@ from tfds_builders.synthetic_faces import label_model
 # Unit -> weights of face units at full strength. A name without a side stands for both sides, each
 # with its own strength; `BOTH` holds those that move the whole mouth, which get the mean.
 RECIPES: Mapping[int, Mapping[str, float]] = {
-  1: {"browInnerUp": 2.5},
-  2: {"browOuterUp": 0.6},
-  4: {"browDown": 1.6},
-  6: {"cheekSquint": 1.2, "eyeSquint": 0.3},
-  7: {"eyeSquint": 0.8},
-  10: {"mouthUpperUp": 1.2, "noseSneer": 0.3},
-  12: {"mouthSmile": 1.3},
-  15: {"mouthFrown": 1.2},
-  23: {"mouthRollLower": 0.5, "mouthRollUpper": 0.5, "mouthPucker": 0.25},
+  1: {"browInnerUp": 0.95, "browOuterUp": 0.1},
+  2: {"browOuterUp": 0.8, "browInnerUp": 0.1},
+  4: {"browInnerUp": -0.85, "browOuterUp": -0.55, "browIn": 0.45, "eyeWide": -0.3},
+  6: {"cheekSquint": 1.0, "eyeSquint": 0.35, "cheekUp": 0.6},
+  7: {"eyeSquint": 1.1, "eyeBlink": 0.12},
+  10: {"mouthUpperUp": 1.2, "wingUp": 0.5},
+  12: {"mouthSmile": 1.15, "cheekUp": 0.4},
+  15: {"mouthFrown": 1.35},
+  23: {"mouthRollLower": 0.5, "mouthRollUpper": 0.5, "mouthPucker": 0.6},
   24: {
-    "mouthRollLower": 0.35,
-    "mouthRollUpper": 0.35,
-    "mouthShrugLower": 1.0,
-    "mouth-compression": 0.6,
+    "mouthRollLower": 0.45,
+    "mouthRollUpper": 0.45,
+    "mouthShrugLower": 0.9,
+    "mouth-compression": 0.4,
+    "mouthFrown": 0.15,
   },
   25: {"mouthLowerDown": 0.6, "mouthUpperUp": 0.15, "jawOpen": 0.05},
   26: {"jawOpen": 0.5},
   5: {"eyeWide": 0.95},
-  9: {"noseSneer": 2.2},
+  9: {"noseSneer": 1.3, "wingUp": 0.8, "cheekUp": 0.4, "browInnerUp": -0.35, "browIn": 0.3},
   14: {"mouthDimple": 1.0},
   17: {"mouthShrugLower": 1.5},
-  18: {"mouthPucker": 1.0},
+  18: {"mouthPucker": 1.2, "mouthFunnel": 0.3},
   20: {"mouthStretch": 1.8, "mouthLowerDown": 0.5},
   27: {"jawOpen": 1.0},
-  28: {"mouthRollLower": 1.0, "mouthRollUpper": 1.0},
+  28: {"mouthRollLower": 0.9, "mouthRollUpper": 0.9},
   43: {"eyeBlink": 1.0},
 }
+# How much less unit 4 lowers brows that unit 1 raises: between them they pull the brows together.
+RAISED_4 = 0.5
+# How much less unit 10 raises the lip that unit 12 pulls aside, so that a smile stays one.
+SMILING_10 = 0.5
 # Raising the upper lip would part lips that are to stay closed.
-CLOSED_10 = {"noseSneer": 0.5, "mouthUpperUp": 0.3}
+CLOSED_10 = {"mouthUpperUp": 0.8, "wingUp": 0.7}
+# How much less units 6 and 7 raise the lower lid that the upper one comes down to.
+CLOSED_67 = 0.6
+# Units that pull the same way do not add up beyond these weights.
+LIMITS = {"eyeSquint": 1.2, "eyeBlink": 1.0, "wingUp": 1.1, "cheekUp": 1.0}
 BOTH = (
   "mouthRollLower",
   "mouthRollUpper",
   "mouthPucker",
+  "mouthFunnel",
   "mouthShrugLower",
   "mouth-compression",
   "jawOpen",
@@ -60,13 +72,18 @@ FOLDS: Mapping[int, Mapping[str, float]] = {
   2: {"forehead": 0.3},
   4: {"frown": 0.9},
   6: {"cheek": 0.7, "crow": 0.6},
-  7: {"cheek": 0.2},
+  7: {"cheek": 0.35},
   9: {"bridge": 0.9, "nasolabial": 0.5},
   10: {"nasolabial": 0.6, "bridge": 0.15},
   12: {"nasolabial": 0.75},
+  14: {"dimple": 0.9},
+  15: {"marionette": 0.6},
   17: {"chin": 0.6},
   24: {"chin": 0.3},
 }
+
+# Below 1: skin folds early, so that weak units are seen too.
+FOLD_EXPONENT = 0.75
 
 # Unit 25 is labelled where the lips' inner edges are further apart than this, in eye distances:
 # about one pixel of a crop at 112 x 112.
@@ -75,6 +92,8 @@ PARTED = 0.025
 GAP_LOW, GAP_HIGH = 0.04, 0.15
 # Closed lips rest with their edges this far apart on the mesh; below the first they would sink in.
 CLOSED = (-0.02, 0.012)
+# Skin before an eyeball stays this far from it, in decimetres.
+LID_THICKNESS = 0.018
 # Turning an eye by this much lowers or raises the lid all the way.
 LID_ANGLE = 30.0
 
@@ -120,6 +139,7 @@ def express(
     weights[f"unit/eyeLook{direction}{side}"] = abs(gaze[1]) / LID_ANGLE
   vertices = asset.move(rest, weights)
   vertices = _set_lips(asset, vertices, strength)
+  _keep_lids_out(asset, rest, vertices)
   for eye in asset.eyes:
     turn_eye(vertices, eye, gaze)
   folds = np.zeros(len(fold_maps.NAMES))
@@ -127,7 +147,7 @@ def express(
     for name, depth in recipe.items():
       for side in range(2):
         folds[fold_maps.NAMES.index(f"{name} {('left', 'right')[side]}")] += (
-          depth * strength[unit][side]
+          depth * strength[unit][side] ** FOLD_EXPONENT
         )
   # Old skin folds deeper, and keeps some of its folds at rest: those are in the texture.
   folds = np.minimum(folds, 1.2) * (0.65 + 0.5 * wrinkled)
@@ -137,6 +157,12 @@ def express(
 def unit_weights(strength: Mapping[int, np.ndarray]) -> dict[str, float]:
   """Turns units (number -> [2] strength on the left and right) into weights of morph targets."""
   parted = max(strength[25]) >= label_model.PRESENT or max(strength[20]) >= label_model.PRESENT
+  strength = dict(strength) | {
+    6: strength[6] * (1 - CLOSED_67 * strength[43]),
+    7: strength[7] * (1 - CLOSED_67 * strength[43]),
+    10: strength[10] * (1 - SMILING_10 * strength[12]),
+  }
+  frown = strength[4] * (1 - RAISED_4 * strength[1])
   weights: dict[str, float] = {}
   for unit, recipe in RECIPES.items():
     if not strength[unit].any():
@@ -145,11 +171,10 @@ def unit_weights(strength: Mapping[int, np.ndarray]) -> dict[str, float]:
       if name in BOTH:
         targets = {f"unit/{name}": float(strength[unit].mean())}
       else:
-        targets = {
-          f"unit/{name}{s}": float(strength[unit][i]) for i, s in enumerate(("Left", "Right"))
-        }
+        amounts = frown if unit == 4 and name != "browIn" else strength[unit]
+        targets = {f"unit/{name}{s}": float(amounts[i]) for i, s in enumerate(("Left", "Right"))}
       for target, amount in targets.items():
-        weights[target] = weights.get(target, 0.0) + full * amount
+        weights[target] = min(weights.get(target, 0.0) + full * amount, LIMITS.get(name, np.inf))
   return weights
 
 
@@ -193,6 +218,19 @@ def _set_lips(
   moved = asset.move(vertices, opener)
   factor = (wanted - gap) / (lip_gap(asset, moved) - gap)
   return asset.move(vertices, {name: weight * factor for name, weight in opener.items()})
+
+
+def _keep_lids_out(asset: assets.FaceAsset, rest: np.ndarray, vertices: np.ndarray) -> None:
+  """Pushes the skin around the eyes, in place, out of the eyeballs that squints press it into."""
+  for eye, lids in zip(asset.eyes, asset.lids, strict=True):
+    centre = rest[eye].mean(0)
+    radius = np.linalg.norm(rest[eye] - centre, axis=1).max()
+    before = np.linalg.norm(rest[lids] - centre, axis=1)
+    away = vertices[lids] - centre
+    # The lids' inner side lies within the eyeball's outline, and stays there.
+    least = np.where(before > radius, np.minimum(before, radius + LID_THICKNESS), 0)
+    factor = np.maximum(least / np.linalg.norm(away, axis=1), 1)
+    vertices[lids] = centre + away * factor[:, None].astype(np.float32)
 
 
 def turn_eye(vertices: np.ndarray, eye: np.ndarray, gaze: np.ndarray) -> None:

@@ -5,11 +5,15 @@ face: it is placed by the landmarks and sized by the distance of the eyes.
 """
 
 import dataclasses
+import functools
+import itertools
 
 import cv2
 import numpy as np
 
-from tfds_builders.synthetic_faces import knobs
+from tfds_builders.synthetic_faces import asset as assets
+from tfds_builders.synthetic_faces import canvas, glasses, knobs, raster
+from tfds_builders.synthetic_faces import pose as poses
 
 PLACES = ("mouth", "cheek")
 # Who covers the face: these classes and this pattern; the shares are the knobs'.
@@ -23,6 +27,7 @@ WRIST = -1.5
 PALM_RADIUS = 0.24
 THUMB = ((-0.95, -0.55), (-0.4, -0.85), (0.0, -0.8))
 
+STRANDS, STEPS = 22, 12  # ribbons of a lock, and places along each
 
 # Landmarks, and the labelled units that are seen there.
 REGIONS = (
@@ -51,6 +56,11 @@ class Hand:
   angle: float
   spread: float
   curl: float
+
+  @property
+  def name(self) -> str:
+    """What a record calls it."""
+    return f"hand before the {self.place}"
 
 
 def draw(rng: np.random.Generator, pattern: str, setting: knobs.Occluders) -> Hand | None:
@@ -97,93 +107,150 @@ def bones(hand: Hand, landmarks: np.ndarray) -> list[list[Rod]]:
   across = np.array([-along[1], along[0]]) * hand.side
   turn = np.array([[np.cos(tilt), -np.sin(tilt)], [np.sin(tilt), np.cos(tilt)]])
   start = np.array([0.55 if hand.place == "mouth" else 0.35, 0.0])
-  place = lambda x, y: (
-    target + unit * (turn @ ((x - start[0]) * along + (y - start[1]) * across)).astype(float)
-  )
-  parts = [
-    [(place(WRIST, 0.6 * y), place(-0.12, 0.95 * y), PALM_RADIUS * unit) for _, y in FINGERS]
-  ]
-  thumb = [place(*point) for point in THUMB]
-  parts.append(
-    [(a, b, 1.15 * FINGER_RADIUS * unit) for a, b in zip(thumb[:-1], thumb[1:], strict=True)]
-  )
+  # In the hand's own axes first: both ends and the radius of each rod.
+  parts = [[((WRIST, 0.6 * y), (-0.12, 0.95 * y), PALM_RADIUS) for _, y in FINGERS]]
+  parts.append([(a, b, 1.15 * FINGER_RADIUS) for a, b in itertools.pairwise(THUMB)])
   for length, y in FINGERS:
     lean = np.tan(np.deg2rad(hand.spread) * y / 0.45)
-    middle, end = 0.5 * length, length * (1 - 0.35 * hand.curl)
-    joints = [place(x, y + lean * x) for x in (-0.12, middle, end)]
+    joints = [(x, y + lean * x) for x in (-0.12, 0.5 * length, length * (1 - 0.35 * hand.curl))]
     radii = (1.08 * FINGER_RADIUS, FINGER_RADIUS)
-    parts.append(
-      [(a, b, radius * unit) for a, b, radius in zip(joints[:-1], joints[1:], radii, strict=True)]
-    )
-  return parts
+    parts.append([(*ends, r) for ends, r in zip(itertools.pairwise(joints), radii, strict=True)])
+  axes = unit * np.stack([along, across]) @ turn.T
+  place = lambda point: target + (point - start) @ axes
+  return [[(place(a), place(b), radius * unit) for a, b, radius in rods] for rods in parts]
+
+
+@dataclasses.dataclass(frozen=True)
+class Painted:
+  """A hand that is to be laid over a picture.
+
+  Attributes:
+    light: [size, size, 3] float32 linear light, multiplied by `veil`.
+    veil: [size, size] float32 how much of each pixel it covers.
+    shadow: [size, size] float32 share of the light that its shadow leaves to what is behind.
+  """
+
+  light: np.ndarray
+  veil: np.ndarray
+  shadow: np.ndarray
 
 
 def paint(
-  picture: np.ndarray,
-  parts: list[list[Rod]],
-  albedo: np.ndarray,
-  lights: tuple[np.ndarray, np.ndarray],
-) -> np.ndarray:
-  """Paints a hand over a picture, in place.
+  parts: list[list[Rod]], albedo: np.ndarray, lights: tuple[np.ndarray, np.ndarray]
+) -> Painted:
+  """Paints a hand.
 
   Args:
-    picture: [size, size, 3] float32 linear light, multiplied by its coverage.
     parts: see `bones`.
     albedo: [3] linear.
     lights: see `camera.lights`.
+  """
+  size = 2 * poses.SIZE
+  rods = np.array([[*start, *end, radius] for part in parts for start, end, radius in part])
+  starts = np.cumsum([0, *map(len, parts)])
+  light, veil = raster.paint_rods(
+    size, rods.astype(np.float32), starts, albedo.astype(np.float32), *lights
+  )
+  # So soft a shadow needs few pixels.
+  small = cv2.resize(veil, (size // 4, size // 4), interpolation=cv2.INTER_AREA)
+  shadow = cv2.resize(cv2.GaussianBlur(small, (0, 0), 0.0075 * size), (size, size))
+  return Painted(light, veil, 1 - np.float32(0.45) * shadow)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lock:
+  """A lock of hair that falls over an eye.
+
+  Attributes:
+    side: 1 before the eye on the face's left, -1 on its right.
+    width: at its end, in eye distances.
+    reach: how far below the eye it ends, in eye distances.
+    density: opacity of its strands.
+    seed: of what sets its strands apart.
+  """
+
+  side: int
+  width: float
+  reach: float
+  density: float
+  seed: int
+
+  @property
+  def name(self) -> str:
+    """What a record calls it."""
+    return f"hair over the {'left' if self.side > 0 else 'right'} eye"
+
+
+def draw_lock(rng: np.random.Generator, setting: knobs.Occluders) -> Lock | None:
+  """Draws whether hair falls over an eye, and how."""
+  if rng.random() >= setting.lock:
+    return None
+  look = setting.fringe
+  return Lock(
+    side=1 if rng.random() < 0.5 else -1,
+    width=float(look.width.draw(rng)),
+    reach=float(look.reach.draw(rng)),
+    density=float(look.density.draw(rng)),
+    seed=int(rng.integers(2**31)),
+  )
+
+
+def strands(asset: assets.FaceAsset, rest: np.ndarray, lock: Lock) -> canvas.Mesh:
+  """Lays a lock over a head: ribbons from the parting over the forehead and down past an eye.
+
+  Args:
+    asset: knows where the eyes are.
+    rest: [vertices, 3] the head at rest.
+    lock: which.
 
   Returns:
-    [size, size] float32, how much of each pixel is covered.
+    A mesh of the head's frame.
   """
-  size = len(picture)
-  cover = np.zeros((size, size), np.float32)
-  colour = np.zeros_like(picture)
-  for rods in parts:
-    ends, widest = np.stack([end for rod in rods for end in rod[:2]]), rods[0][2] + 2
-    low = np.maximum(np.floor(ends.min(0) - widest), 0).astype(int)
-    high = np.minimum(np.ceil(ends.max(0) + widest), size).astype(int)
-    if (low >= high).any():
-      continue
-    box = (slice(low[1], high[1]), slice(low[0], high[0]))
-    alpha, shade = _part(rods, low, high, lights)
-    colour[box] += alpha[..., None] * (albedo * shade - colour[box])
-    cover[box] = alpha + (1 - alpha) * cover[box]
-  shadow = cv2.GaussianBlur(cover, (0, 0), 0.03 * size)
-  picture *= (1 - 0.45 * shadow)[..., None]
-  # `colour` began black under the first rod's soft edge, as light times coverage does.
-  picture *= (1 - cover)[..., None]
-  picture += colour
-  return cover
+  rng = np.random.default_rng(lock.seed)
+  left, right = (rest[eye].mean(0) for eye in asset.eyes)
+  unit, middle = np.linalg.norm(left - right), (left + right)[:2] / 2
+  # The lock's middle: from above the forehead, out over the eye, down the cheek.
+  bend = np.array([[-0.25, 1.75], [0.5, 1.35], [0.5, -lock.reach]])
+  along = np.linspace(0, 1, STEPS)
+  share = np.stack([(1 - along) ** 2, 2 * along * (1 - along), along**2], 1)
+  place = np.linspace(-0.5, 0.5, STRANDS) + rng.normal(0, 0.04, STRANDS)
+  ends = 1 + rng.normal(0, 0.07, STRANDS) - 0.12 * np.abs(place) * 2
+  # Strands lie apart across the lock, more so towards its end; some are shorter.
+  line = np.stack([np.interp(along[None] * ends[:, None], along, c) for c in (share @ bend).T], -1)
+  line[..., 0] += place[:, None] * lock.width * (0.55 + 0.45 * along)
+  line[..., 1] += 0.35 * place[:, None] * (1 - along) ** 2
+  line[..., 0] += 0.02 * np.sin(4 * along + rng.uniform(0, 6, (STRANDS, 1)))
+  half = lock.width / STRANDS * 2.2 * (1.1 - 0.6 * along)
+  edges = np.stack([line - np.stack([half, 0 * half], -1), line + np.stack([half, 0 * half], -1)])
+  edges = middle + unit * edges * [lock.side, 1]
+  depth = glasses.surface(rest, edges.mean(0).reshape(-1, 2), 0.16).reshape(STRANDS, STEPS)
+  # Hair stands off the skin, and hangs over hollows rather than into them.
+  depth = cv2.GaussianBlur(np.maximum(depth, depth.mean()), (0, 0), 1.5)
+  depth = depth + 0.08 + rng.uniform(-0.03, 0.03, (STRANDS, 1))
+  depth = np.stack([depth, depth + rng.uniform(-0.05, 0.05, (STRANDS, 1))])
+  vertices = np.concatenate([edges, depth[..., None]], -1).astype(np.float32)
+  number = np.arange(vertices[..., 0].size).reshape(2, STRANDS, STEPS)
+  a, b = number[0, :, :-1].ravel(), number[1, :, :-1].ravel()
+  c, d = number[1, :, 1:].ravel(), number[0, :, 1:].ravel()
+  column = rng.uniform(0, 0.85, STRANDS)
+  u, v = np.broadcast_arrays(np.stack([column, column + 0.15])[..., None], along)
+  flat = np.stack([u, v], -1).reshape(-1, 2)
+  triangles = np.concatenate([np.stack([a, b, c], 1), np.stack([a, c, d], 1)]).astype(np.int32)
+  texture = _hair_texture() * np.array([1, lock.density], np.float32)
+  return vertices.reshape(-1, 3), triangles, flat[triangles].astype(np.float32), texture
 
 
-def _part(
-  rods: list[Rod], low: np.ndarray, high: np.ndarray, lights: tuple[np.ndarray, np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-  """Rods in the box from `low` to `high`: coverage, and light [rows, columns, 3]."""
-  both, ambient = lights
-  x, y = np.meshgrid(np.arange(low[0], high[0]) + 0.5, np.arange(low[1], high[1]) + 0.5)
-  point = np.stack([x, y], -1)
-  distance, away = np.full(x.shape, np.inf), np.zeros((*x.shape, 2))
-  for start, end, radius in rods:
-    axis = end - start
-    along = np.clip((point - start) @ axis / max(axis @ axis, 1e-6), 0, 1)
-    here = (point - start - along[..., None] * axis) / radius
-    length = np.linalg.norm(here, axis=-1)
-    nearer = length < distance
-    distance = np.where(nearer, length, distance)
-    away = np.where(nearer[..., None], here, away)
-  alpha = np.clip((1 - distance) * rods[0][2] / 1.5 + 0.5, 0, 1)
-  distance = np.minimum(distance, 1)
-  # Flatter than a cylinder, as fingers are; normals in the camera's axes: right, up, towards it.
-  away = 0.8 * away / np.maximum(np.linalg.norm(away, axis=-1, keepdims=True), 1)
-  out = np.sqrt(1 - (away**2).sum(-1))
-  normal = np.stack([away[..., 0], -away[..., 1], out], -1)
-  # Between fingers little light arrives.
-  sky = (1 - 0.55 * distance**4)[..., None]
-  light = ambient * sky
-  for lamp in both:
-    light = light + np.maximum(normal @ lamp[:3] + 0.3, 0)[..., None] / 1.3 * sky * lamp[3:]
-  return alpha.astype(np.float32), light.astype(np.float32)
+@functools.cache
+def _hair_texture(size: int = 128) -> np.ndarray:
+  """Strands side by side, thinner at their ends: [size, size, 2] brightness and alpha."""
+  rng = np.random.default_rng(0)
+  shade = cv2.GaussianBlur(rng.random((1, size)), (0, 0), 0.8)[0]
+  bright = np.clip(0.26 + 0.7 * (shade - shade.mean()), 0.12, 0.5) * np.ones((size, 1))
+  along = np.linspace(0, 1, size)[:, None]
+  end = 0.8 + 0.2 * rng.random(size)
+  thin = cv2.GaussianBlur(rng.random((1, size)), (0, 0), 0.8)[0]
+  alpha = np.clip((end - along) / 0.12, 0, 1) * np.clip(1.7 - 1.6 * thin * along, 0, 1)
+  return np.ascontiguousarray(np.stack([bright, alpha], -1), np.float32)
 
 
 def hidden(landmark_open: np.ndarray) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """Draws people: the shape of a head, its skin, eyes, brows and hair."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 
 import numpy as np
@@ -154,24 +155,33 @@ def slider_weights(
   asset: assets.FaceAsset, rng: np.random.Generator, person: knobs.Person
 ) -> dict[str, float]:
   """Draws the identity sliders; both sides of the face alike, then the asymmetries."""
-  stems: dict[str, list[str]] = {}
+  weights = {}
+  for scale, falling, rising in _sliders(tuple(asset.targets)):
+    value = float(person.slider.draw(rng)) * scale
+    weights |= dict.fromkeys(rising if value > 0 else falling, abs(value))
   for name in asset.targets:
+    if name.startswith("asym/"):
+      weights[name] = float(person.asymmetry.draw(rng))
+  return weights
+
+
+@functools.lru_cache(maxsize=2)
+def _sliders(targets: tuple[str, ...]) -> list[tuple[float, list[str], list[str]]]:
+  """Sorts the identity sliders: share of the range to use, targets of its lower and upper half."""
+  stems: dict[str, list[str]] = {}
+  for name in targets:
     if name.startswith("slider/") and not any(word in name for word in _UNUSED):
       stem = name.removeprefix("slider/").removeprefix("l-").removeprefix("r-")
       first, _, end = stem.rpartition("-")
       pair = next((ends for ends in _ENDS if end in ends), None)
       stems.setdefault(f"{first}-{'|'.join(pair)}" if pair else stem, []).append(name)
-  weights = {}
+  sliders = []
   for stem, members in stems.items():
-    value = float(person.slider.draw(rng)) * (0.5 if any(word in stem for word in _GENTLE) else 1)
-    for name in members:
-      rising = name.endswith(tuple(f"-{up}" for _, up in _ENDS)) or "|" not in stem
-      if (value > 0) == rising:
-        weights[name] = abs(value)
-  for name in asset.targets:
-    if name.startswith("asym/"):
-      weights[name] = float(person.asymmetry.draw(rng))
-  return weights
+    up = lambda name, stem=stem: "|" not in stem or name.endswith(tuple(f"-{x}" for _, x in _ENDS))
+    scale = 0.5 if any(word in stem for word in _GENTLE) else 1.0
+    halves = ([name for name in members if up(name) == rising] for rising in (False, True))
+    sliders.append((scale, *halves))
+  return sliders
 
 
 def level(
@@ -238,19 +248,18 @@ def _skin(
   """Mixes the skins by the shares of ancestry and sex and by the two nearest ages."""
   ages = np.array(list(SKIN_AGES.values()))
   near = np.interp(age, ages, np.arange(3))
-  mixed = np.zeros((*next(iter(asset.skins.values())).shape[:2], 4), np.float32)
+  mixed, total = np.zeros_like(next(iter(asset.skins.values()))), 0.0
   pick = rng.random()
   for i, race in enumerate(ANCESTRIES):
     for j, gender in enumerate(SEXES):
       for k, stage in enumerate(SKIN_AGES):
-        share = ancestry[i] * sex[j] * max(1 - abs(near - k), 0)
+        share = float(ancestry[i] * sex[j] * max(1 - abs(near - k), 0))
         if share > 0.04:
           variants = sorted(key for key in asset.skins if key[:3] == (race, gender, stage))
-          mixed[..., :3] += np.float32(share) * asset.skins[variants[int(pick * len(variants))]]
-          mixed[..., 3] += np.float32(share)
-  mixed[..., :3] *= np.float32(albedo) / mixed[..., 3:]
-  mixed[..., 3] = 1
-  return mixed
+          mixed += np.float32(share) * asset.skins[variants[int(pick * len(variants))]]
+          total += share
+  mixed *= np.float32(albedo / total)
+  return np.concatenate([mixed, np.ones((*mixed.shape[:2], 1), np.float32)], -1)
 
 
 def eyeball(rng: np.random.Generator, iris: np.ndarray, size: int = 96) -> np.ndarray:

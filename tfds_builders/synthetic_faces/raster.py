@@ -13,7 +13,12 @@ import numpy as np
 # What a triangle shows; how the kernels look it up.
 SKIN, MOUTH, EYE, TEETH, TONGUE, UPPER_LASH, LOWER_LASH, CLOTH = range(8)
 
-_compile = numba.njit(cache=True, nogil=True)
+# Single precision all the way: a plain 0.5 would turn an expression into double precision.
+ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
+# A pixel that translucent things cover by more than this is full.
+FULL = np.float32(0.996)
+
+_compile = numba.njit(cache=True, nogil=True, error_model="numpy")
 
 
 @_compile
@@ -84,6 +89,33 @@ def bind_proxy(
 
 
 @_compile
+def reach(vertices: np.ndarray, points: np.ndarray, radius: float) -> np.ndarray:
+  """How far forward a mesh reaches at places of the frontal plane.
+
+  Args:
+    vertices: [vertices, 3] float32.
+    points: [points, 2] float32.
+    radius: of the neighbourhood that counts.
+
+  Returns:
+    [points] float32 largest z of a vertex within `radius`; of the nearest where none is so near.
+  """
+  found = np.zeros(points.shape[0], np.float32)
+  for i in range(points.shape[0]):
+    nearest, highest = np.float32(1e9), np.float32(-1e9)
+    for j in range(vertices.shape[0]):
+      x, y = vertices[j, 0] - points[i, 0], vertices[j, 1] - points[i, 1]
+      square = x * x + y * y
+      if square < nearest:
+        nearest = square
+        found[i] = vertices[j, 2]
+      if square < radius * radius:
+        highest = max(highest, vertices[j, 2])
+    found[i] = max(found[i], highest)
+  return found
+
+
+@_compile
 def project(
   vertices: np.ndarray,
   turn: np.ndarray,
@@ -121,6 +153,63 @@ def project(
 
 
 @_compile
+def bounds(
+  screen: np.ndarray, a: int, b: int, c: int, size: int, area: float
+) -> tuple[int, int, int, int, float, float, float, float]:
+  """Sets up a triangle for drawing.
+
+  Args:
+    screen: [vertices, 3] float32, see the module.
+    a: row of its first corner.
+    b: row of its second.
+    c: row of its third.
+    size: width and height of the picture in pixels.
+    area: twice its signed area, not 0.
+
+  Returns:
+    The first and one past the last column, and row, whose centres its box holds; how the screen
+    weights of its second and of its third corner grow per pixel to the right and down.
+  """
+  ax, ay, bx, by = screen[a, 0], screen[a, 1], screen[b, 0], screen[b, 1]
+  cx, cy = screen[c, 0], screen[c, 1]
+  left = max(int(np.ceil(min(ax, bx, cx) - HALF)), 0)
+  right = min(int(np.floor(max(ax, bx, cx) - HALF)) + 1, size)
+  top = max(int(np.ceil(min(ay, by, cy) - HALF)), 0)
+  bottom = min(int(np.floor(max(ay, by, cy) - HALF)) + 1, size)
+  inverse = 1 / area
+  bx_step, by_step = (cy - ay) * inverse, (ax - cx) * inverse
+  cx_step, cy_step = (ay - by) * inverse, (bx - ax) * inverse
+  return left, right, top, bottom, bx_step, by_step, cx_step, cy_step
+
+
+@_compile
+def span(wb: float, wc: float, bx: float, cx: float, left: int, right: int) -> tuple[int, int]:
+  """Finds the columns of a row that lie in a triangle.
+
+  Args:
+    wb: screen weight of the triangle's second corner at the centre of column `left`.
+    wc: of its third corner.
+    bx: how the one grows from column to column.
+    cx: how the other does.
+    left: first column of its box.
+    right: one past the last.
+
+  Returns:
+    The first column and one past the last.
+  """
+  low, high = 0.0, float(right - left - 1)
+  for weight, step in ((wb, bx), (wc, cx), (1 - wb - wc, -bx - cx)):
+    if step > 0:
+      low = max(low, -weight / step)
+    elif step < 0:
+      high = min(high, -weight / step)
+    elif weight < 0:
+      return left, left
+  # A centre on the edge of two triangles must not fall between them.
+  return left + int(np.ceil(low - 1e-9)), left + int(np.floor(high + 1e-9)) + 1
+
+
+@_compile
 def rasterise(
   screen: np.ndarray, triangles: np.ndarray, size: int, cull: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -141,25 +230,21 @@ def rasterise(
   weights = np.zeros((size, size, 2), np.float32)
   for t in range(triangles.shape[0]):
     a, b, c = triangles[t, 0], triangles[t, 1], triangles[t, 2]
-    ax, ay, bx, by = screen[a, 0], screen[a, 1], screen[b, 0], screen[b, 1]
-    cx, cy = screen[c, 0], screen[c, 1]
-    area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
+    area = twice_area(screen, a, b, c)
     if area == 0 or (cull and area > 0):
       continue
-    inverse = 1 / area
-    left = max(int(np.ceil(min(ax, bx, cx) - 0.5)), 0)
-    right = min(int(np.floor(max(ax, bx, cx) - 0.5)), size - 1)
-    top = max(int(np.ceil(min(ay, by, cy) - 0.5)), 0)
-    bottom = min(int(np.floor(max(ay, by, cy) - 0.5)), size - 1)
-    for row in range(top, bottom + 1):
-      y = np.float32(row + 0.5)
-      for column in range(left, right + 1):
-        x = np.float32(column + 0.5)
-        wb = ((x - ax) * (cy - ay) - (y - ay) * (cx - ax)) * inverse
-        wc = ((bx - ax) * (y - ay) - (by - ay) * (x - ax)) * inverse
-        if wb < 0 or wc < 0 or wb + wc > 1:
-          continue
-        near = (1 - wb - wc) * screen[a, 2] + wb * screen[b, 2] + wc * screen[c, 2]
+    left, right, top, bottom, bx, by, cx, cy = bounds(screen, a, b, c, size, area)
+    za = screen[a, 2]
+    zb, zc = screen[b, 2] - za, screen[c, 2] - za
+    x = left + HALF - screen[a, 0]
+    for row in range(top, bottom):
+      y = row + HALF - screen[a, 1]
+      wb, wc = x * bx + y * by, x * cx + y * cy
+      first, last = span(wb, wc, bx, cx, left, right)
+      wb, wc = wb + (first - left - 1) * bx, wc + (first - left - 1) * cx
+      for column in range(first, last):
+        wb, wc = wb + bx, wc + cx
+        near = np.float32(za + wb * zb + wc * zc)
         if near > depth[row, column]:
           depth[row, column] = near
           shown[row, column] = t
@@ -169,34 +254,61 @@ def rasterise(
 
 
 @_compile
+def twice_area(screen: np.ndarray, a: int, b: int, c: int) -> float:
+  """Twice the signed area of a triangle on the screen; negative where it shows its front."""
+  ux, uy = screen[b, 0] - screen[a, 0], screen[b, 1] - screen[a, 1]
+  vx, vy = screen[c, 0] - screen[a, 0], screen[c, 1] - screen[a, 1]
+  return float(ux) * vy - float(uy) * vx
+
+
+@_compile
+def corners(triangles: np.ndarray, t: int) -> tuple[int, int, int]:
+  """Rows of a triangle's corners, as numbers that are plainly not negative."""
+  return np.uintp(triangles[t, 0]), np.uintp(triangles[t, 1]), np.uintp(triangles[t, 2])
+
+
+@_compile
 def corner(texture: np.ndarray, u: float, v: float) -> tuple[int, int, float, float]:
   """Where (u, v) in [0, 1] lies in a texture: row and column of a texel, shares of the next."""
-  x = min(max(u * texture.shape[1] - 0.5, 0.0), texture.shape[1] - 1.001)
-  y = min(max(v * texture.shape[0] - 0.5, 0.0), texture.shape[0] - 1.001)
-  return int(y), int(x), y - int(y), x - int(x)
+  x = min(max(u * texture.shape[1] - HALF, ZERO), np.float32(texture.shape[1] - 1.001))
+  y = min(max(v * texture.shape[0] - HALF, ZERO), np.float32(texture.shape[0] - 1.001))
+  column, row = np.int32(x), np.int32(y)
+  return np.uintp(row), np.uintp(column), np.float32(y - row), np.float32(x - column)
 
 
 @_compile
 def blend(texture: np.ndarray, row: int, column: int, fy: float, fx: float, channel: int) -> float:
   """Reads one channel of [height, width, channels], bilinear, at what `corner` found."""
-  upper = texture[row, column, channel] * (1 - fx) + texture[row, column + 1, channel] * fx
-  lower = texture[row + 1, column, channel] * (1 - fx) + texture[row + 1, column + 1, channel] * fx
-  return upper * (1 - fy) + lower * fy
+  below, beside = row + np.uintp(1), column + np.uintp(1)
+  upper = texture[row, column, channel]
+  upper += (texture[row, beside, channel] - upper) * fx
+  lower = texture[below, column, channel]
+  lower += (texture[below, beside, channel] - lower) * fx
+  return upper + (lower - upper) * fy
 
 
 @_compile
-def highlight(nx: float, ny: float, nz: float, lights: np.ndarray, doublings: int) -> float:
-  """Strength of the mirror-like spot of all lights (Blinn-Phong, the viewer far in front).
+def halfway(lights: np.ndarray) -> np.ndarray:
+  """Directions that mirror each light to a viewer far in front (Blinn-Phong): [lights, 3]."""
+  half = np.empty((lights.shape[0], 3), np.float32)
+  for i in range(lights.shape[0]):
+    x, y, z = lights[i, 0], lights[i, 1], lights[i, 2] + ONE
+    length = np.sqrt(x * x + y * y + z * z) + np.float32(1e-6)
+    half[i, 0], half[i, 1], half[i, 2] = x / length, y / length, z / length
+  return half
+
+
+@_compile
+def highlight(
+  nx: float, ny: float, nz: float, lights: np.ndarray, half: np.ndarray, doublings: int
+) -> float:
+  """Strength of the mirror-like spot of all lights, whose `halfway` directions are `half`.
 
   The exponent is 2 ** `doublings`: powers of two are cheap.
   """
-  total = 0.0
+  total = ZERO
   for i in range(lights.shape[0]):
-    hx, hy, hz = lights[i, 0], lights[i, 1], lights[i, 2] + 1
-    cosine = nx * hx + ny * hy + nz * hz
-    if cosine <= 0:
-      continue
-    cosine /= np.sqrt(hx * hx + hy * hy + hz * hz) + 1e-6
+    cosine = max(nx * half[i, 0] + ny * half[i, 1] + nz * half[i, 2], ZERO)
     for _ in range(doublings):
       cosine *= cosine
     total += cosine * lights[i, 4]
@@ -208,6 +320,7 @@ def shade(
   picture: np.ndarray,
   cover: np.ndarray,
   shown: np.ndarray,
+  hidden: np.ndarray,
   weights: np.ndarray,
   screen: np.ndarray,
   normals: np.ndarray,
@@ -228,6 +341,7 @@ def shade(
     picture: [size, size, 3] float32, written: linear light.
     cover: [size, size] float32, written: 1 where a part is.
     shown: as `rasterise` returns it.
+    hidden: [size, size] bool, pixels to leave out: something else will cover them.
     weights: as `rasterise` returns it.
     screen: [vertices, 3] float32.
     normals: [vertices, 3] float32 in the camera's frame: right, up, towards the camera.
@@ -243,23 +357,29 @@ def shade(
     ambient: [3] float32 light from everywhere.
     gloss: strength of the skin's highlights.
   """
+  half = halfway(lights)
+  small = np.float32(1e-6)
   for row in range(shown.shape[0]):
     for column in range(shown.shape[1]):
       t = shown[row, column]
       if t < 0:
         continue
-      a, b, c = triangles[t, 0], triangles[t, 1], triangles[t, 2]
+      cover[row, column] = 1
+      if hidden[row, column]:
+        continue
+      t = np.uintp(t)  # an index that may be negative would be checked at each use
+      a, b, c = corners(triangles, t)
       # Weights on the screen, times inverse distance, are weights on the surface.
-      wb = weights[row, column, 0] * screen[b, 2]
-      wc = weights[row, column, 1] * screen[c, 2]
-      wa = (1 - weights[row, column, 0] - weights[row, column, 1]) * screen[a, 2]
-      total = wa + wb + wc
-      wa, wb, wc = wa / total, wb / total, wc / total
+      wb, wc = weights[row, column, 0], weights[row, column, 1]
+      wa = (ONE - wb - wc) * screen[a, 2]
+      wb, wc = wb * screen[b, 2], wc * screen[c, 2]
+      inverse = ONE / (wa + wb + wc)
+      wa, wb, wc = wa * inverse, wb * inverse, wc * inverse
       nx = wa * normals[a, 0] + wb * normals[b, 0] + wc * normals[c, 0]
       ny = wa * normals[a, 1] + wb * normals[b, 1] + wc * normals[c, 1]
       nz = wa * normals[a, 2] + wb * normals[b, 2] + wc * normals[c, 2]
-      length = np.sqrt(nx * nx + ny * ny + nz * nz) + 1e-6
-      nx, ny, nz = nx / length, ny / length, nz / length
+      inverse = ONE / (np.sqrt(nx * nx + ny * ny + nz * nz) + small)
+      nx, ny, nz = nx * inverse, ny * inverse, nz * inverse
       sky = wa * occlusion[a] + wb * occlusion[b] + wc * occlusion[c]
       u = wa * uv[t, 0, 0] + wb * uv[t, 1, 0] + wc * uv[t, 2, 0]
       v = wa * uv[t, 0, 1] + wb * uv[t, 1, 1] + wc * uv[t, 2, 1]
@@ -267,40 +387,40 @@ def shade(
       key = nx * lights[0, 0] + ny * lights[0, 1] + nz * lights[0, 2]
       fill = nx * lights[1, 0] + ny * lights[1, 1] + nz * lights[1, 2]
       # Direct light is blocked less than the sky is: crevices keep some of it.
-      open_share = min(0.35 + 0.9 * sky, 1.0)
-      spot, y, x, fy, fx = 0.0, 0, 0, 0.0, 0.0
+      open_share = min(np.float32(0.35) + np.float32(0.9) * sky, ONE)
+      spot, wrap, reddening = ZERO, np.float32(0.2), ZERO
+      red, green, blue = plain[kind, 0], plain[kind, 1], plain[kind, 2]
       if kind == SKIN:
         y, x, fy, fx = corner(skin, u, v)
-        spot = gloss * blend(skin, y, x, fy, fx, 3) * highlight(nx, ny, nz, lights, 4)
+        red, green = blend(skin, y, x, fy, fx, 0), blend(skin, y, x, fy, fx, 1)
+        blue = blend(skin, y, x, fy, fx, 2)
+        spot = blend(skin, y, x, fy, fx, 3) * highlight(nx, ny, nz, lights, half, 4)
+        spot *= np.float32(gloss)
+        # Light reaches round the edge of shade: red light, which travels furthest, most of all.
+        wrap, reddening = np.float32(0.35), np.float32(0.1)
       elif kind == EYE:
         y, x, fy, fx = corner(eye, u, v)
-        spot = 0.9 * highlight(nx, ny, nz, lights, 7) * sky
+        red, green = blend(eye, y, x, fy, fx, 0), blend(eye, y, x, fy, fx, 1)
+        blue = blend(eye, y, x, fy, fx, 2)
+        spot = np.float32(0.9) * highlight(nx, ny, nz, lights, half, 7) * sky
       elif kind == TEETH:
-        spot = 0.1 * highlight(nx, ny, nz, lights, 5) * sky
+        red = plain[MOUTH, 0] + (red - plain[MOUTH, 0]) * v
+        green = plain[MOUTH, 1] + (green - plain[MOUTH, 1]) * v
+        blue = plain[MOUTH, 2] + (blue - plain[MOUTH, 2]) * v
+        spot = np.float32(0.1) * highlight(nx, ny, nz, lights, half, 5) * sky
       elif kind != CLOTH:
-        spot = 0.03 * highlight(nx, ny, nz, lights, 4) * sky
-      cover[row, column] = 1
-      for channel in range(3):
-        wrap = 0.2
-        if kind == SKIN:
-          albedo = blend(skin, y, x, fy, fx, channel)
-          # Light reaches round the edge of shade: red light, which travels furthest, most of all.
-          wrap = 0.35 - 0.1 * channel
-        elif kind == EYE:
-          albedo = blend(eye, y, x, fy, fx, channel)
-        elif kind == TEETH:
-          albedo = plain[MOUTH, channel] * (1 - v) + plain[TEETH, channel] * v
-        else:
-          albedo = plain[kind, channel]
-        direct = max(key + wrap, 0.0) * lights[0, 3 + channel]
-        direct += max(fill + wrap, 0.0) * lights[1, 3 + channel]
-        light = ambient[channel] * sky + direct / (1 + wrap) * open_share
+        spot = np.float32(0.03) * highlight(nx, ny, nz, lights, half, 4) * sky
+      for channel, albedo in enumerate((red, green, blue)):
+        direct = max(key + wrap, ZERO) * lights[0, 3 + channel]
+        direct += max(fill + wrap, ZERO) * lights[1, 3 + channel]
+        light = ambient[channel] * sky + direct / (ONE + wrap) * open_share
         picture[row, column, channel] = albedo * light + spot
+        wrap -= reddening
 
 
 @_compile
 def layer(
-  picture: np.ndarray,
+  front: np.ndarray,
   cover: np.ndarray,
   depth: np.ndarray,
   screen: np.ndarray,
@@ -315,16 +435,18 @@ def layer(
   lights: np.ndarray,
   ambient: np.ndarray,
 ) -> None:
-  """Lays a translucent mesh over the picture, in place: hair, brows, lashes.
+  """Puts a translucent mesh behind what is drawn in front of the opaque parts: hair, brows, lashes.
+
+  From near to far, so that a pixel that is full already costs next to nothing.
 
   Args:
-    picture: [size, size, 3] float32 linear light, multiplied by `cover`.
-    cover: [size, size] float32 in [0, 1].
+    front: [size, size, 3] float32 linear light, multiplied by `cover`; added to.
+    cover: [size, size] float32 in [0, 1]; added to.
     depth: [size, size] float32 inverse distance of the opaque parts.
     screen: [vertices, 3] float32.
     normals: [vertices, 3] float32.
     triangles: [triangles, 3] int32.
-    order: [triangles] the order to draw in: far to near.
+    order: [triangles] the order to draw in: near to far.
     uv: [triangles, 3, 2] float32.
     texture: [height, width, 2] float32 brightness and alpha, both in [0, 1].
     colour: [3] float32 albedo.
@@ -333,101 +455,239 @@ def layer(
     lights: [2, 6] float32.
     ambient: [3] float32.
   """
-  size = picture.shape[0]
+  size = front.shape[0]
   lit = np.empty(3, np.float32)
+  opacity, lift, faint = np.float32(opacity), np.float32(1 + bias), np.float32(0.004)
   for k in range(order.shape[0]):
     t = order[k]
     a, b, c = triangles[t, 0], triangles[t, 1], triangles[t, 2]
-    ax, ay, bx, by = screen[a, 0], screen[a, 1], screen[b, 0], screen[b, 1]
-    cx, cy = screen[c, 0], screen[c, 1]
-    area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
+    area = twice_area(screen, a, b, c)
     if area == 0:
       continue
-    inverse = 1 / area
-    left = max(int(np.ceil(min(ax, bx, cx) - 0.5)), 0)
-    right = min(int(np.floor(max(ax, bx, cx) - 0.5)), size - 1)
-    top = max(int(np.ceil(min(ay, by, cy) - 0.5)), 0)
-    bottom = min(int(np.floor(max(ay, by, cy) - 0.5)), size - 1)
-    nx = normals[a, 0] + normals[b, 0] + normals[c, 0]
-    ny = normals[a, 1] + normals[b, 1] + normals[c, 1]
-    nz = normals[a, 2] + normals[b, 2] + normals[c, 2]
-    length = np.sqrt(nx * nx + ny * ny + nz * nz) + 1e-6
-    # A strand has two sides: the one that faces us is the one that is lit.
-    if nz < 0:
-      length = -length
-    key = nx * lights[0, 0] + ny * lights[0, 1] + nz * lights[0, 2]
-    fill = nx * lights[1, 0] + ny * lights[1, 1] + nz * lights[1, 2]
-    for channel in range(3):
-      direct = max(key / length + 0.4, 0.0) * lights[0, 3 + channel]
-      direct += max(fill / length + 0.4, 0.0) * lights[1, 3 + channel]
-      lit[channel] = colour[channel] * (ambient[channel] + direct / 1.4)
-    for row in range(top, bottom + 1):
-      y = np.float32(row + 0.5)
-      for column in range(left, right + 1):
-        x = np.float32(column + 0.5)
-        wb = ((x - ax) * (cy - ay) - (y - ay) * (cx - ax)) * inverse
-        wc = ((bx - ax) * (y - ay) - (by - ay) * (x - ax)) * inverse
-        if wb < 0 or wc < 0 or wb + wc > 1:
+    left, right, top, bottom, bx, by, cx, cy = bounds(screen, a, b, c, size, area)
+    if left >= right or top >= bottom:
+      continue
+    light_strand(normals, a, b, c, lights, ambient, colour, lit)
+    za = screen[a, 2]
+    zb, zc = screen[b, 2], screen[c, 2]
+    x = left + HALF - screen[a, 0]
+    for row in range(top, bottom):
+      y = row + HALF - screen[a, 1]
+      wb, wc = x * bx + y * by, x * cx + y * cy
+      first, last = span(wb, wc, bx, cx, left, right)
+      wb, wc = wb + (first - left - 1) * bx, wc + (first - left - 1) * cx
+      for column in range(first, last):
+        wb, wc = wb + bx, wc + cx
+        if cover[row, column] > FULL:
           continue
-        near = (1 - wb - wc) * screen[a, 2] + wb * screen[b, 2] + wc * screen[c, 2]
-        if near * (1 + bias) < depth[row, column]:
+        sb, sc = np.float32(wb) * zb, np.float32(wc) * zc
+        sa = np.float32(1 - wb - wc) * za
+        near = sa + sb + sc
+        if near * lift < depth[row, column]:
           continue
-        sb, sc = wb * screen[b, 2] / near, wc * screen[c, 2] / near
-        sa = 1 - sb - sc
+        inverse = ONE / near
+        sa, sb, sc = sa * inverse, sb * inverse, sc * inverse
         u = sa * uv[t, 0, 0] + sb * uv[t, 1, 0] + sc * uv[t, 2, 0]
         v = sa * uv[t, 0, 1] + sb * uv[t, 1, 1] + sc * uv[t, 2, 1]
         ty, tx, fy, fx = corner(texture, u, v)
-        alpha = min(opacity * blend(texture, ty, tx, fy, fx, 1), 1.0)
-        if alpha < 0.004:
+        alpha = min(opacity * blend(texture, ty, tx, fy, fx, 1), ONE)
+        if alpha < faint:
           continue
-        brightness = blend(texture, ty, tx, fy, fx, 0)
+        share = alpha * (ONE - cover[row, column])
+        bright = share * blend(texture, ty, tx, fy, fx, 0)
         for channel in range(3):
-          value = brightness * lit[channel]
-          picture[row, column, channel] = (
-            alpha * value + (1 - alpha) * picture[row, column, channel]
-          )
-        cover[row, column] = alpha + (1 - alpha) * cover[row, column]
+          front[row, column, channel] += bright * lit[channel]
+        cover[row, column] += share
+
+
+@_compile
+def light_strand(
+  normals: np.ndarray,
+  a: int,
+  b: int,
+  c: int,
+  lights: np.ndarray,
+  ambient: np.ndarray,
+  colour: np.ndarray,
+  lit: np.ndarray,
+) -> None:
+  """Writes the light that a triangle of `layer` sends to `lit`: [3] float32."""
+  nx = normals[a, 0] + normals[b, 0] + normals[c, 0]
+  ny = normals[a, 1] + normals[b, 1] + normals[c, 1]
+  nz = normals[a, 2] + normals[b, 2] + normals[c, 2]
+  length = np.sqrt(nx * nx + ny * ny + nz * nz) + np.float32(1e-6)
+  # A strand has two sides: the one that faces us is the one that is lit.
+  if nz < 0:
+    length = -length
+  key = (nx * lights[0, 0] + ny * lights[0, 1] + nz * lights[0, 2]) / length
+  fill = (nx * lights[1, 0] + ny * lights[1, 1] + nz * lights[1, 2]) / length
+  wrap = np.float32(0.4)
+  for channel in range(3):
+    direct = max(key + wrap, ZERO) * lights[0, 3 + channel]
+    direct += max(fill + wrap, ZERO) * lights[1, 3 + channel]
+    lit[channel] = colour[channel] * (ambient[channel] + direct / (ONE + wrap))
+
+
+@_compile
+def lay_over(picture: np.ndarray, cover: np.ndarray, front: np.ndarray, veil: np.ndarray) -> None:
+  """Lays a picture in front of another, in place; both are multiplied by their coverage."""
+  for row in range(picture.shape[0]):
+    for column in range(picture.shape[1]):
+      share = ONE - veil[row, column]
+      if share == ONE:
+        continue
+      for channel in range(3):
+        picture[row, column, channel] = (
+          front[row, column, channel] + share * picture[row, column, channel]
+        )
+      cover[row, column] = veil[row, column] + share * cover[row, column]
 
 
 @_compile
 def fold_skin(
-  skin: np.ndarray, maps: np.ndarray, strengths: np.ndarray, folded: np.ndarray
-) -> None:
+  skin: np.ndarray, texels: np.ndarray, maps: np.ndarray, strengths: np.ndarray
+) -> np.ndarray:
   """Darkens (and, beside the dark, lightens) the skin where expressions fold it.
 
   Args:
     skin: [height, width, 4] float32.
-    maps: [height, width, folds] float32 in [-1, 1]: 1 is the bottom of a fold.
-    strengths: [folds] how deep each fold is; 1 takes half of the light.
-    folded: [height, width, 4] float32, written.
+    texels: [texels, 2] rows and columns where there may be a fold.
+    maps: [texels, folds] float32 in [-1, 1]: 1 is the bottom of a fold.
+    strengths: [folds] float32 how deep each fold is; 1 takes half of the light.
+
+  Returns:
+    [height, width, 4] float32, the folded skin.
   """
-  for row in range(skin.shape[0]):
-    for column in range(skin.shape[1]):
-      dark = 0.0
-      for k in range(maps.shape[2]):
-        dark += strengths[k] * maps[row, column, k]
-      factor = min(max(1 - 0.5 * dark, 0.3), 1.3)
-      # Shade in a fold is red: light reaches it through the skin.
-      folded[row, column, 0] = skin[row, column, 0] * (0.3 + 0.7 * factor)
-      folded[row, column, 1] = skin[row, column, 1] * factor
-      folded[row, column, 2] = skin[row, column, 2] * factor
-      folded[row, column, 3] = skin[row, column, 3] * min(factor, 1.0)
+  folded = skin.copy()
+  for i in range(texels.shape[0]):
+    dark = ZERO
+    for k in range(maps.shape[1]):
+      dark += strengths[k] * maps[i, k]
+    factor = min(max(ONE - HALF * dark, np.float32(0.3)), np.float32(1.3))
+    texel = folded[texels[i, 0], texels[i, 1]]
+    # Shade in a fold is red: light reaches it through the skin.
+    texel[0] *= np.float32(0.3) + np.float32(0.7) * factor
+    texel[1] *= factor
+    texel[2] *= factor
+    texel[3] *= min(factor, ONE)
+  return folded
 
 
 @_compile
-def halve(picture: np.ndarray, cover: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Averages 2 x 2 pixels of a picture and of its coverage."""
-  size = picture.shape[0] // 2
+def paint_rods(
+  size: int,
+  rods: np.ndarray,
+  starts: np.ndarray,
+  albedo: np.ndarray,
+  lights: np.ndarray,
+  ambient: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Paints parts of a hand, each of rounded rods that run into each other.
+
+  Args:
+    size: width and height of the picture in pixels.
+    rods: [rods, 5] float32 both ends (x, y) and the radius, in pixels.
+    starts: [parts + 1] where each part's rods begin; parts come from far to near.
+    albedo: [3] float32.
+    lights: [2, 6] float32, see `shade`.
+    ambient: [3] float32.
+
+  Returns:
+    [size, size, 3] float32 linear light, multiplied by coverage, and [size, size] float32 coverage.
+  """
+  front = np.zeros((size, size, 3), np.float32)
+  cover = np.zeros((size, size), np.float32)
+  wrap, full = np.float32(0.3), np.float32(1 / 1.3)
+  for part in range(starts.shape[0] - 1):
+    mine = rods[starts[part] : starts[part + 1]]
+    along = np.empty((mine.shape[0], 3), np.float32)
+    for i in range(mine.shape[0]):
+      ux, uy = mine[i, 2] - mine[i, 0], mine[i, 3] - mine[i, 1]
+      square = max(ux * ux + uy * uy, np.float32(1e-6))
+      along[i, 0], along[i, 1], along[i, 2] = ux / square, uy / square, ONE / mine[i, 4]
+    margin = mine[:, 4].max() + 2
+    left = max(int(np.floor(min(mine[:, 0].min(), mine[:, 2].min()) - margin)), 0)
+    right = min(int(np.ceil(max(mine[:, 0].max(), mine[:, 2].max()) + margin)), size)
+    top = max(int(np.floor(min(mine[:, 1].min(), mine[:, 3].min()) - margin)), 0)
+    bottom = min(int(np.ceil(max(mine[:, 1].max(), mine[:, 3].max()) + margin)), size)
+    for row in range(top, bottom):
+      for column in range(left, right):
+        away, x, y = nearest_rod(mine, along, np.float32(column) + HALF, np.float32(row) + HALF)
+        alpha = min((ONE - away) * mine[0, 4] / np.float32(1.5) + HALF, ONE)
+        if alpha <= 0:
+          continue
+        # Flatter than a cylinder, as fingers are.
+        flat = np.float32(0.8) / max(away, ONE)
+        nx, ny, shut = flat * x, -flat * y, min(away, ONE) ** 4
+        nz = np.sqrt(ONE - nx * nx - ny * ny)
+        # Between fingers little light arrives.
+        sky = ONE - np.float32(0.55) * shut
+        key = nx * lights[0, 0] + ny * lights[0, 1] + nz * lights[0, 2]
+        fill = nx * lights[1, 0] + ny * lights[1, 1] + nz * lights[1, 2]
+        key, fill = max((key + wrap) * full, ZERO), max((fill + wrap) * full, ZERO)
+        for channel in range(3):
+          light = ambient[channel] + key * lights[0, 3 + channel] + fill * lights[1, 3 + channel]
+          colour = albedo[channel] * light * sky
+          front[row, column, channel] += alpha * (colour - front[row, column, channel])
+        cover[row, column] += alpha * (ONE - cover[row, column])
+  return front, cover
+
+
+@_compile
+def nearest_rod(
+  rods: np.ndarray, along: np.ndarray, x: float, y: float
+) -> tuple[float, float, float]:
+  """How far a point is from the middle of the nearest rod, in radii, and in which direction.
+
+  Args:
+    rods: [rods, 5] float32 as in `paint_rods`.
+    along: [rods, 3] float32 from one end to the other, over its squared length (x, y); one over
+      the radius.
+    x: of the point.
+    y: of the point.
+  """
+  best, right, down = np.float32(1e9), ZERO, ZERO
+  for i in range(rods.shape[0]):
+    px, py = x - rods[i, 0], y - rods[i, 1]
+    share = min(max(px * along[i, 0] + py * along[i, 1], ZERO), ONE)
+    dx = (px - share * (rods[i, 2] - rods[i, 0])) * along[i, 2]
+    dy = (py - share * (rods[i, 3] - rods[i, 1])) * along[i, 2]
+    square = dx * dx + dy * dy
+    if square < best:
+      best, right, down = square, dx, dy
+  return np.sqrt(best), right, down
+
+
+@_compile
+def darken(picture: np.ndarray, shadow: np.ndarray) -> None:
+  """Multiplies a picture, [size, size, 3], by a shadow, [size, size], in place."""
+  for row in range(picture.shape[0]):
+    for column in range(picture.shape[1]):
+      for channel in range(3):
+        picture[row, column, channel] *= shadow[row, column]
+
+
+@_compile
+def halve(picture: np.ndarray, cover: np.ndarray, background: np.ndarray) -> np.ndarray:
+  """Averages 2 x 2 pixels and puts a background behind them.
+
+  Args:
+    picture: [2 size, 2 size, 3] float32 linear light, multiplied by `cover`.
+    cover: [2 size, 2 size] float32 in [0, 1].
+    background: [size, size, 3] float32 linear light.
+
+  Returns:
+    [size, size, 3] float32 linear light.
+  """
+  size = background.shape[0]
   small = np.empty((size, size, 3), np.float32)
-  small_cover = np.empty((size, size), np.float32)
+  quarter = np.float32(0.25)
   for row in range(size):
     for column in range(size):
       r, c = 2 * row, 2 * column
-      small_cover[row, column] = 0.25 * (
-        cover[r, c] + cover[r + 1, c] + cover[r, c + 1] + cover[r + 1, c + 1]
-      )
+      free = ONE - quarter * (cover[r, c] + cover[r + 1, c] + cover[r, c + 1] + cover[r + 1, c + 1])
       for k in range(3):
-        small[row, column, k] = 0.25 * (
+        small[row, column, k] = free * background[row, column, k] + quarter * (
           picture[r, c, k] + picture[r + 1, c, k] + picture[r, c + 1, k] + picture[r + 1, c + 1, k]
         )
-  return small, small_cover
+  return small

@@ -47,7 +47,9 @@ class Config(tfds.core.BuilderConfig):
 
   Attributes:
     identities: how many people are in train, validation and test. None is in two of them.
-    images: pictures of each.
+    images: pictures of each. To see one identity with many expressions ask for one person, many
+      pictures and `knobs.Labels(walk=True)`: they go through all classes in turn. In clips, the
+      frames of all clips of a person.
     seed: other seeds give other people and other pictures.
     setting: the distributions that everything is drawn from.
   """
@@ -75,8 +77,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
   split in memory, and from 1 GB on need TensorFlow.
   """
 
-  VERSION = tfds.core.Version("0.2.0")
+  VERSION = tfds.core.Version("0.3.0")
   RELEASE_NOTES = {
+    "0.3.0": "Recipes, folds and lips that are seen more clearly; glasses, hair over an eye, spoofs"
+    " and clips as knobs, each with a config; a faster renderer.",
     "0.2.0": "Landmarks, light, camera and face mask in every record; strong and LSD configs; hands"
     " as a knob; the ceiling of the expressions; records in the order of people.",
     "0.1.0": "First version: natural mode, clean labels, every task labelled.",
@@ -109,6 +113,23 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         view=knobs.FERPLUS_VIEW,
         camera=knobs.FERPLUS_CAMERA,
       ),
+    ),
+    Config(
+      name="occluded",
+      description="Natural, with hands, glasses, and hair over an eye.",
+      setting=knobs.Knobs(occluders=knobs.OCCLUDED),
+    ),
+    Config(
+      name="spoof",
+      description="Natural; two faces in five are only shown, on paper, a screen or a mask.",
+      setting=knobs.Knobs(spoof=knobs.SPOOFS),
+    ),
+    Config(
+      name="clips",
+      description="Natural, as clips of 8 seconds at 8 pictures a second, one of each person.",
+      identities=(64, 16, 16),
+      images=64,
+      setting=knobs.Knobs(clips=knobs.Clips(frames=64)),
     ),
     Config(
       name="tiny",
@@ -248,6 +269,10 @@ def _features(classes: int) -> tfds.features.FeaturesDict:
       "light": tensor(len(camera.LIGHT)),
       "camera": tensor(len(camera.FAULTS)),
       "occluder": feature.Text(),
+      "spoof": feature.Text(),
+      "clip": feature.Text(),
+      "frame": feature.Scalar(np.int64),
+      "blink": tensor(),
       "age": tensor(),
       "ancestry": feature.Scalar(np.int64),
       "sex": feature.Scalar(np.int64),
@@ -297,17 +322,29 @@ def example(
     "face_mask": io.BytesIO(cv2.imencode(".png", face.picture.face)[1].tobytes()),
     "light": face.scene.light.astype(single),
     "camera": np.array(dataclasses.astuple(face.faults), single),
-    "occluder": f"hand before the {face.scene.hand.place}" if face.scene.hand else "",
+    "occluder": ", ".join(thing.name for thing in _before(face.scene)),
+    "spoof": face.scene.spoof.kind if face.scene.spoof else "",
+    "clip": f"{split}/{identity:06d}/{face.clip}" if face.clip >= 0 else "",
+    "frame": face.frame,
+    "blink": single(face.blink),
     **{name: face.attributes[name] for name in ("ancestry", "sex", "age_group")},
     "age": single(face.attributes["age"]),
   }
 
 
+def _before(scene: renderer.Scene) -> list[Any]:
+  """What stands before a face."""
+  return [thing for thing in (scene.hand, scene.glasses, scene.lock) if thing]
+
+
 def visible(face: renderer.Face) -> np.ndarray:
-  """Which labelled units could be seen: [12] float32, 0 where pose, blur or a hand hides one."""
+  """Which labelled units can be seen: [12] float32, 0 where pose, blur or an occluder hides one.
+
+  The edge of paper or of a screen hides what it cuts off.
+  """
   shown = np.ones(len(label_model.LABELLED), np.float32)
   lost = FINE_UNITS if face.faults.sharpness < FINE_PIXELS else ()
-  if face.scene.hand:
+  if _before(face.scene) or face.scene.spoof:
     lost += occluders.hidden(face.picture.landmark_open)
   shown[[label_model.LABELLED.index(unit) for unit in lost]] = 0
   # A head turned to the right of the picture shows the face's right side, column 1.

@@ -12,6 +12,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+import cv2
+
 from tfds_builders.synthetic_faces import knobs, renderer
 
 # Fewer pictures than this are rendered here: starting processes would take longer.
@@ -94,6 +96,7 @@ def _start(task: tuple) -> Iterator:
 
 def main() -> None:
   """What a process does: reads a task, writes the faces of one person after another."""
+  cv2.setNumThreads(1)  # there is a process for every core already
   results = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
   os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever prints must not mix with results
   version, seed, split, identities, images, setting = pickle.load(sys.stdin.buffer)

@@ -1,0 +1,137 @@
+"""Measures how fast synthetic faces are rendered: pictures a second, and where the time goes.
+
+  python scripts/benchmark_renderer.py --people=40
+
+Three settings: the default data set; everything on (all camera faults at once, a hand and glasses
+before every face); and everything on in every process that the machine has room
+for. One core means this process, held to one core where the system allows it; time is the
+processor's, so that other work on the machine counts little. Stages are those of the second row,
+and take in all that they call.
+"""
+
+import collections
+import contextlib
+import functools
+import os
+import time
+from collections.abc import Callable, Iterator
+
+from absl import app, flags
+
+from tfds_builders.synthetic_faces import (
+  camera,
+  canvas,
+  expression,
+  glasses,
+  knobs,
+  label_model,
+  occluders,
+  raster,
+  renderer,
+  spoof,
+  workers,
+)
+
+_PEOPLE = flags.DEFINE_integer("people", 40, "People to render, after two to warm up.")
+_IMAGES = flags.DEFINE_integer("images", 8, "Pictures of each; the data sets have eight.")
+_CORE = flags.DEFINE_integer("core", -1, "Which core to measure on; -1: the last one.")
+_PROCESSES = flags.DEFINE_bool("processes", True, "Whether to measure all cores together, too.")
+
+VERSION, SPLIT = "0.3.0", "benchmark"
+NATURAL = knobs.Knobs()
+EVERYTHING = knobs.Knobs(
+  occluders=knobs.Occluders(hand_often=1, hand_seldom=1, glasses=1, lock=0.05),
+  camera=knobs.Camera(rate=1, reduced_rate=1),
+)
+# What a line of the table stands for: module or class, and its functions.
+STAGES = {
+  "person (once for all of its pictures)": (renderer, "draw_person"),
+  "classes and units": (label_model, "draw", "draw_intensity"),
+  "head, light, background": (renderer, "draw_scene"),
+  "mesh moved by the units": (expression, "express"),
+  "opaque parts: visibility": (canvas, "begin"),
+  "opaque parts: colour": (canvas.Canvas, "colour"),
+  "folds of the skin": (raster, "fold_skin"),
+  "hair, brows, lashes, frames": (canvas.Canvas, "lay", "block"),
+  "hand": (occluders, "bones", "paint"),
+  "glasses and lock: their meshes": (glasses, "build"),
+  "hair over an eye: its mesh": (occluders, "strands"),
+  "paper and screens": (spoof, "show"),
+  "halving": (raster, "halve"),
+  "camera faults": (camera, "spoil"),
+  "JPEG": (renderer.simplejpeg, "encode_jpeg"),
+}
+
+
+@contextlib.contextmanager
+def stopwatches(spent: dict[str, float]) -> Iterator[None]:
+  """Adds up the seconds that each stage takes in `spent` while it is entered."""
+
+  def timed(stage: str, function: Callable) -> Callable:
+    @functools.wraps(function)
+    def call(*args: object, **kwargs: object) -> object:
+      begin = time.process_time()
+      try:
+        return function(*args, **kwargs)
+      finally:
+        spent[stage] += time.process_time() - begin
+
+    return call
+
+  kept = [
+    (owner, name, getattr(owner, name)) for owner, *names in STAGES.values() for name in names
+  ]
+  for stage, (owner, *names) in STAGES.items():
+    for name in names:
+      setattr(owner, name, timed(stage, getattr(owner, name)))
+  try:
+    yield
+  finally:
+    for owner, name, function in kept:
+      setattr(owner, name, function)
+
+
+def render(setting: knobs.Knobs, first: int, people: int) -> float:
+  """Renders people one after another; seconds of the processor's time per picture."""
+  begin = time.process_time()
+  for identity in range(first, first + people):
+    workers.render_person(VERSION, 0, SPLIT, identity, _IMAGES.value, setting)
+  return (time.process_time() - begin) / (people * _IMAGES.value)
+
+
+def main(argv: list[str]) -> None:
+  """Prints the table."""
+  del argv
+  everywhere = None
+  if hasattr(os, "sched_setaffinity"):
+    everywhere = os.sched_getaffinity(0)
+    core = _CORE.value if _CORE.value >= 0 else max(everywhere)
+    os.sched_setaffinity(0, {core})
+  people, spent = _PEOPLE.value, collections.Counter()
+  for name, setting in (("natural", NATURAL), ("everything on", EVERYTHING)):
+    render(setting, 0, 2)
+    seconds = render(setting, 2, people)
+    print(f"{name:38s} one core {1 / seconds:7.1f} images/s {1e3 * seconds:7.2f} ms")
+  with stopwatches(spent):
+    whole = render(EVERYTHING, 2 + people, people)
+  for stage in STAGES:
+    if spent[stage]:
+      print(f"  {stage:54s} {1e3 * spent[stage] / (people * _IMAGES.value):7.2f} ms")
+  rest = whole - sum(spent.values()) / (people * _IMAGES.value)
+  print(f"  {'the rest (Python between the stages)':54s} {1e3 * rest:7.2f} ms")
+  if _PROCESSES.value:
+    if everywhere:
+      os.sched_setaffinity(0, everywhere)
+    processes = len(everywhere) if everywhere else os.cpu_count()
+    task = (VERSION, 0, SPLIT, 4 * people, _IMAGES.value)
+    for name, setting in (("natural", NATURAL), ("everything on", EVERYTHING)):
+      faces = workers.faces(*task, setting, processes)
+      next(faces)  # the processes are up
+      begin = time.perf_counter()
+      count = sum(len(some) for some in faces)
+      rate = count / (time.perf_counter() - begin)
+      print(f"{name:38s} {processes} processes {rate:7.1f} images/s")
+
+
+if __name__ == "__main__":
+  app.run(main)
