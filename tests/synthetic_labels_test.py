@@ -48,9 +48,9 @@ def drawn():
 
 
 def test_shares_of_patterns_and_classes_sum_to_one():
-  for mode in ("natural", "strong"):
+  for mode in ("natural", "strong", "posed"):
     assert label_model.class_prior(knobs.Labels(mode)).sum() == pytest.approx(1)
-    for name in label_model.CLASSES:
+    for name in label_model.shown_classes(knobs.Labels(mode)):
       shares = [p.weight[mode] for p in label_model.PATTERNS if p.expression == name]
       assert sum(shares) == pytest.approx(1), (mode, name)
 
@@ -95,7 +95,8 @@ def test_faces_that_were_drawn_again_keep_the_base_rates_of_s_aff_wild2():
   [
     (knobs.Labels("strong"), label_model.CLASSES),
     (knobs.Labels("strong", prior=knobs.SIX), label_model.CLASSES[1:7]),
-    (knobs.Labels("strong", prior=knobs.SEVEN), label_model.CLASSES[:7]),
+    (knobs.Labels("posed", prior=knobs.SEVEN), label_model.CLASSES[:7]),
+    (knobs.Labels("posed"), label_model.CLASSES[:7]),
   ],
 )
 def test_classes_of_the_strong_mode_come_alike_and_only_those_wanted(setting, classes):
@@ -114,6 +115,11 @@ def test_a_prior_is_in_the_proportions_of_its_weights():
   prior = label_model.class_prior(knobs.Labels(prior=knobs.LSD_TRAIN))
   np.testing.assert_allclose(prior[1:7], np.array(knobs.LSD_TRAIN[1:7]) / 277_251)
   assert prior[[0, 7]].tolist() == [0, 0]
+
+
+def test_a_class_that_a_mode_does_not_show_is_an_error():
+  with pytest.raises(ValueError, match=r"\['other'\], which mode 'posed' does not show"):
+    label_model.class_prior(knobs.Labels("posed", prior=(1,) * 8))
 
 
 def test_strong_faces_show_the_textbook_where_natural_ones_mostly_do_not():

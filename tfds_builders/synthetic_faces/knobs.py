@@ -143,7 +143,7 @@ class Labels:
   """What the faces show, see `label_model`.
 
   Attributes:
-    mode: "natural" or "strong".
+    mode: "natural", "strong" or "posed".
     ambiguity: share of faces that keep whatever units were drawn, see `label_model.draw`.
     prior: weight of each class of `label_model.CLASSES`; 0 leaves a class out of the data set.
       None: the mode's.

@@ -39,6 +39,7 @@ HAIR = {
   "red": ((0.15, 0.05, 0.018), (0, 0, 0.04)),
 }
 GREY_HAIR = (0.34, 0.33, 0.32)
+BROW_BRIGHTEST = (0.09, 0.065, 0.045)
 IRIS = {
   "brown": ((0.085, 0.036, 0.014), (0.85, 0.8, 0.3)),
   "light brown": ((0.16, 0.075, 0.025), (0.15, 0.2, 0.2)),
@@ -103,6 +104,7 @@ def draw(rng: np.random.Generator, person: knobs.Person, asset: assets.FaceAsset
   vertices = level(rng, asset, asset.move(asset.vertices, weights), person)
   grey = rng.random() < np.clip((age - 38) / 40, 0, 0.9)
   hair_colour = _choose(rng, HAIR, ancestry) * rng.uniform(0.75, 1.25)
+  brow_colour = np.minimum(0.7 * hair_colour, BROW_BRIGHTEST)  # brows turn grey last
   if grey:
     hair_colour = hair_colour + (np.array(GREY_HAIR) - hair_colour) * rng.uniform(0.4, 1)
   return Person(
@@ -113,7 +115,7 @@ def draw(rng: np.random.Generator, person: knobs.Person, asset: assets.FaceAsset
     brow=BROWS[rng.integers(len(BROWS) - int(sex.argmax()))],
     hair=_hair(rng, ancestry, sex, age),
     hair_colour=hair_colour.astype(np.float32),
-    brow_colour=(0.7 * hair_colour).astype(np.float32),
+    brow_colour=brow_colour.astype(np.float32),
     wrinkled=float(np.clip((age - 25) / 50, 0, 1)),
     attributes={
       "age": age,
@@ -234,7 +236,7 @@ def _hair(rng: np.random.Generator, ancestry: np.ndarray, sex: np.ndarray, age: 
     return "afro01" if african and chance > 0.7 else ("short04" if chance > 0.8 else "short02")
   if african and chance > 0.5:
     return "afro01"
-  return ("long01", "ponytail01", "short04")[int(3 * rng.random())]
+  return ("long01", "long01", "ponytail01", "ponytail01", "short04")[int(5 * rng.random())]
 
 
 def _skin(
@@ -275,7 +277,7 @@ def eyeball(rng: np.random.Generator, iris: np.ndarray, size: int = 96) -> np.nd
   # Lighter towards the pupil, dark at the edge, with rays.
   inside = np.clip((angle - pupil) / (IRIS_ANGLE - pupil), 0, 1)
   shade = (1.35 - 0.5 * inside) * (1 + rays) * (1 - 0.7 * np.clip((inside - 0.8) / 0.2, 0, 1))
-  white = np.array([0.62, 0.55, 0.51]) * rng.uniform(0.9, 1.1)
+  white = np.array([0.78, 0.71, 0.67]) * rng.uniform(0.9, 1.1)
   red = np.clip((angle - 0.6) / 0.8, 0, 1)[..., None] * np.array([0.0, 0.12, 0.12])
   soft = lambda edge, width: np.clip((angle - edge) / width + 0.5, 0, 1)[..., None]
   colour = iris * shade[..., None]
@@ -286,8 +288,8 @@ def eyeball(rng: np.random.Generator, iris: np.ndarray, size: int = 96) -> np.nd
 def plain_albedo(rng: np.random.Generator) -> np.ndarray:
   """Albedo of the parts without a texture: [parts, 3] float32 linear. Clothes have any colour."""
   albedo = np.zeros((8, 3), np.float32)
-  albedo[raster.MOUTH] = (0.22, 0.05, 0.045)
-  albedo[raster.TEETH] = np.array((0.72, 0.67, 0.58)) * rng.uniform(0.85, 1.1)
+  albedo[raster.MOUTH] = (0.12, 0.025, 0.022)
+  albedo[raster.TEETH] = np.array((0.95, 0.9, 0.8)) * rng.uniform(0.85, 1.05)
   albedo[raster.TONGUE] = (0.36, 0.11, 0.1)
   albedo[raster.CLOTH] = rng.uniform(0.02, 0.6) * rng.uniform(0.6, 1, 3)
   return albedo

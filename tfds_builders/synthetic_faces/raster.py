@@ -408,6 +408,9 @@ def shade(
         green = plain[MOUTH, 1] + (green - plain[MOUTH, 1]) * v
         blue = plain[MOUTH, 2] + (blue - plain[MOUTH, 2]) * v
         spot = np.float32(0.1) * highlight(nx, ny, nz, lights, half, 5) * sky
+        # What light comes in is thrown about between wet surfaces: the crowns shade one another
+        # less than their normals say.
+        wrap = np.float32(0.8) * v
       elif kind != CLOTH:
         spot = np.float32(0.03) * highlight(nx, ny, nz, lights, half, 4) * sky
       for channel, albedo in enumerate((red, green, blue)):

@@ -79,8 +79,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
   VERSION = tfds.core.Version("0.3.0")
   RELEASE_NOTES = {
-    "0.3.0": "Recipes, folds and lips that are seen more clearly; glasses, hair over an eye, spoofs"
-    " and clips as knobs, each with a config; a faster renderer.",
+    "0.3.0": "Recipes, folds, teeth and eyes that are seen more clearly; a posed mode; glasses,"
+    " hair over an eye, spoofs and clips as knobs, each with a config; a faster renderer.",
     "0.2.0": "Landmarks, light, camera and face mask in every record; strong and LSD configs; hands"
     " as a knob; the ceiling of the expressions; records in the order of people.",
     "0.1.0": "First version: natural mode, clean labels, every task labelled.",
@@ -107,9 +107,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     ),
     Config(
       name="lsd7",
-      description="The six and neutral, grey and loosely framed as FER+ is (INFERRED).",
+      description="The six and neutral, posed; grey and framed as FER+ is.",
       setting=knobs.Knobs(
-        labels=knobs.Labels("strong", prior=knobs.SEVEN),
+        labels=knobs.Labels("posed", prior=knobs.SEVEN),
         view=knobs.FERPLUS_VIEW,
         camera=knobs.FERPLUS_CAMERA,
       ),
