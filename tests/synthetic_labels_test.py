@@ -242,6 +242,13 @@ def test_the_ceiling_without_rejection_is_the_published_one(mode, f1, accuracy):
   assert score["p_mtl"] == 2 + score["expression/f1"]
 
 
+def test_a_mode_without_a_class_has_a_ceiling_over_the_others():
+  setting, rng = knobs.Labels("posed"), np.random.default_rng(13)
+  faces = [label_model.draw(rng, setting) for _ in range(700)]
+  score = ceiling.scores([f.distribution for f in faces], [f.expression for f in faces], setting)
+  assert 0.9 < score["expression/f1"] < 1
+
+
 def test_no_simpler_rule_beats_the_ceiling():
   rng = np.random.default_rng(12)
   faces = [label_model.draw(rng, NATURAL) for _ in range(6_000)]

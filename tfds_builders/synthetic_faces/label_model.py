@@ -299,10 +299,16 @@ def _patterns_of(expression: int, mode: str) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def acceptance(mode: str, draws: int = 20_000) -> np.ndarray:
-  """Returns [8] how often the posterior of a class's face is highest at that class, by `draws`."""
+  """Returns [8] how often the posterior of a class's face is highest at that class, by `draws`.
+
+  1 for a class that the mode does not show.
+  """
   rng, table = np.random.default_rng(0), probabilities()
   shares = []
   for expression in range(len(CLASSES)):
+    if not PRIOR[mode][expression]:
+      shares.append(1.0)
+      continue
     numbers, share = _patterns_of(expression, mode)
     chances = table[rng.choice(numbers, draws, p=share)]
     shown = apply_rules(rng.random((draws, len(UNITS))) < chances, rng)
