@@ -86,12 +86,16 @@ def tiny_faces(tmp_path_factory) -> str:
 
 
 def debug_config(argument: str = "debug", **changes) -> dict:
-  """The flagship's config as plain types; `optimizer__learning_rate=1.0` changes a leaf."""
+  """The flagship's config as plain types; `optimizer__learning_rate=1.0` changes a leaf.
+
+  Its losses ask nothing of the training split, so that a procedure can be built without one.
+  """
   import json
 
   from configs import vit_mtl
 
   config = vit_mtl.get_config(argument)
+  config.losses.expression.logit_adjustment = config.losses.au.positive_weight = None
   for name, value in changes.items():
     section, leaf = config, name.split("__")
     for key in leaf[:-1]:

@@ -265,7 +265,7 @@ def covering_rows(split, count=64):
 
 @pytest.mark.slow
 def test_the_flagship_learns_64_faces_of_every_class_and_unit_by_heart(tiny_faces):
-  steps = 350
+  steps = 150
   config = debug_config(
     steps=steps,
     optimizer__warmup_steps=20,
