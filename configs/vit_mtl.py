@@ -53,7 +53,7 @@ DATA = {
     expression=dict(logit_adjustment="prior"),
     au=dict(positive_weight="balanced"),
     batch_size=32,
-    steps=3000,
+    steps=2500,
     drop_path_rate=0.05,
     evaluate_every=500,
     metric="p_mtl",
