@@ -268,3 +268,11 @@ def test_classes_are_scored_alike_whatever_their_number():
   wrong = ceiling.scores(sure, [1, 2, 2, 3, 4, 5, 6], setting)
   assert wrong["expression/f1"] == pytest.approx((2 / 3 + 2 / 3 + 4) / 6)
   assert wrong["expression/accuracy"] == pytest.approx(6 / 7)
+
+
+@pytest.mark.parametrize("pattern", ["downcast", "crying", "hanging", "weeping"])
+def test_heads_and_eyes_of_the_sad_hang(pattern):
+  rng = np.random.default_rng(14)
+  drawn = [label_model.follow(rng, pattern) for _ in range(500)]
+  assert np.mean([head[1] for head, _ in drawn]) == pytest.approx(-12, abs=1)
+  assert np.mean([gaze[1] == -15 for _, gaze in drawn]) == pytest.approx(0.6, abs=0.08)

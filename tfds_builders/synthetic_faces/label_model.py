@@ -431,7 +431,7 @@ def follow(rng: np.random.Generator, pattern: str) -> tuple[np.ndarray, np.ndarr
   head, gaze = np.zeros(3), np.zeros(2)
   sign = 1 if rng.random() < 0.5 else -1
   chance = rng.random()
-  if pattern in ("downcast", "crying"):
+  if pattern in ("downcast", "crying", "hanging", "weeping"):
     head[1] = rng.normal(-12, 6)
     if chance < 0.6:
       gaze[1] = -15
@@ -440,6 +440,6 @@ def follow(rng: np.random.Generator, pattern: str) -> tuple[np.ndarray, np.ndarr
     gaze[:] = (0, -15) if rng.random() < 0.5 else (sign * 15, 0)
   elif pattern == "confused" and chance < 0.5:
     head[2] = sign * 8
-  elif pattern == "gasp" and chance < 0.3:
+  elif pattern in ("gasp", "scream") and chance < 0.3:
     head[1] = 5
   return head, gaze
