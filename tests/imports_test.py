@@ -18,7 +18,16 @@ LEAVES = [
 ]  # fmt: skip
 MODES = [
   f"affjax.{name}"
-  for name in ("train", "evaluate", "probe", "predict", "submit", "export", "experiment")
+  for name in (
+    "train",
+    "evaluate",
+    "probe",
+    "transfer",
+    "predict",
+    "submit",
+    "export",
+    "experiment",
+  )
 ]
 
 # Modules -> what of ours they may import. The first line that fits a module counts, and every

@@ -346,8 +346,8 @@ FERPLUS_VIEW = View(
   zoom=Normal(1.18, 0.18, 0.75, 1.7),
   shift=Normal((0.0, -0.19), 0.15, -0.8, 0.6),
 )
-# Blur, noise and compression: renders have the spectrum of its images to 1 dB, up to 48 pixels'
-# limit. Their contrast stays lower (standard deviation of the pixels 39 of 255, there 52).
+# Blur, noise and compression: renders have the spectrum of its images to about 1.1 dB, up to the
+# limit of 48 pixels. Their contrast stays lower (standard deviation of the pixels 39 of 255, there 52).
 FERPLUS_CAMERA = Camera(
   blur=Uniform(0, 0.8),
   noise=Uniform(0, 0.02),

@@ -112,6 +112,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         labels=knobs.Labels("posed", prior=knobs.SEVEN),
         view=knobs.FERPLUS_VIEW,
         camera=knobs.FERPLUS_CAMERA,
+        occluders=knobs.OCCLUDED,
       ),
     ),
     Config(

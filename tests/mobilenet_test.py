@@ -1,0 +1,195 @@
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from affjax.models import mobilenet, weights
+from scripts import fetch_faceres
+
+WEIGHTS = "AFFJAX_FACERES"  # environment variable: what scripts/fetch_faceres.py made
+
+
+def images(size=32, batch=2, seed=0):
+  return jax.random.uniform(jax.random.key(seed), (batch, size, size, 3), minval=-1, maxval=1)
+
+
+def shapes(**options):
+  return nnx.eval_shape(lambda: mobilenet.MobileNet(**options, rngs=nnx.Rngs(0)))
+
+
+def count(model):
+  return sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+def test_it_has_the_papers_sizes():
+  # Of the 4.2 million of table 4, 1,025,000 are in the classifier of ImageNet, which is not built.
+  inner = [32, 64, 128, 128, 256, 256, *[512] * 6, 1024]
+  outer = [*inner[1:], 1024]
+  kernels = 3 * 9 * 32 + sum(9 * i + i * o for i, o in zip(inner, outer, strict=True))
+  biases = 10_944
+  assert count(shapes(image_size=224, norm="none")) == kernels + biases == 3_196_032
+  half = shapes(image_size=224, multiplier=0.5, norm="none")
+  assert half.width == 512
+
+
+@pytest.mark.parametrize("norm", ["group", "none"])
+def test_maps_become_a_grid_of_tokens(norm):
+  model = mobilenet.MobileNet(
+    image_size=32, multiplier=0.25, depth=5, grid=2, norm=norm, dtype="bfloat16", rngs=nnx.Rngs(0)
+  )
+  tokens, maps = jax.jit(lambda x: model(x, train=True, attention=True))(images())
+  assert tokens.shape == (2, model.num_tokens, model.width) == (2, 4, 64)
+  assert tokens.dtype == jnp.bfloat16
+  assert maps == {}
+
+
+def test_a_grid_that_does_not_divide_the_map_still_has_its_mean():
+  x = jax.random.normal(jax.random.key(0), (2, 7, 7, 3))
+  cells = mobilenet._cells(x, 3)
+  np.testing.assert_allclose(cells.mean(1), x.mean((1, 2)), atol=1e-6)
+  corner = np.zeros((1, 7, 7, 1), np.float32)
+  corner[0, 0, 0] = 1
+  cells = mobilenet._cells(jnp.asarray(corner), 3)
+  np.testing.assert_allclose(cells[0, 1:], 0)
+  assert cells[0, 0, 0] == pytest.approx((3 / 7) ** 2)
+
+
+@pytest.mark.parametrize("size", [8, 9])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_shifted_products_are_a_convolution_of_each_channel(size, stride):
+  x = jax.random.normal(jax.random.key(1), (2, size, size, 4))
+  kernel = jax.random.normal(jax.random.key(2), (3, 3, 4))
+  expected = jax.lax.conv_general_dilated(
+    x, kernel[:, :, None], (stride, stride), "SAME",
+    dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=4, precision="highest",
+  )  # fmt: skip
+  np.testing.assert_allclose(mobilenet._depthwise(x, kernel, stride), expected, atol=1e-5)
+
+
+def test_wrong_options_are_refused_by_name():
+  with pytest.raises(ValueError, match="norm 'batch'.*'group', 'none'"):
+    shapes(image_size=32, norm="batch")
+  with pytest.raises(ValueError, match="depth 14.*1 to 13"):
+    shapes(image_size=32, depth=14)
+  with pytest.raises(ValueError, match="grid 3.*13 blocks make 32 pixels 1 x 1"):
+    shapes(image_size=32, grid=3)
+
+
+def test_weights_are_filled_in_by_name_and_shape(tmp_path):
+  model = mobilenet.MobileNet(
+    image_size=32, multiplier=0.25, depth=1, norm="none", rngs=nnx.Rngs(0)
+  )
+  flat = {
+    "/".join(map(str, path)): np.full(p[...].shape, i, np.float32)
+    for i, (path, p) in enumerate(nnx.to_flat_state(nnx.state(model, nnx.Param)))
+  }
+  np.savez(tmp_path / "w.npz", **flat, unknown=np.zeros(3))
+  weights.fill(model, weights.read(tmp_path / "w.npz"))
+  for name, parameter in (
+    ("stem/kernel", model.stem.kernel),
+    ("blocks/0/pointwise/bias", model.blocks[0].pointwise.bias),
+  ):
+    np.testing.assert_array_equal(parameter[...], flat[name])
+  with pytest.raises(ValueError, match="stem/bias is not in the file"):
+    weights.fill(model, {k: v for k, v in flat.items() if k != "stem/bias"})
+  with pytest.raises(ValueError, match=r"stem/bias is \(8,\), in the file \(1,\)"):
+    weights.fill(model, flat | {"stem/bias": np.zeros(1)})
+  with pytest.raises(ValueError, match="fetch"):
+    weights.read(tmp_path / "other.npz")
+
+
+def package():
+  """Arrays named as in the package, of a network a quarter as wide, from a seed."""
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: rng.normal(0, 0.3, shape).astype(np.float32)
+  channels = [8, 16, 32, 32, 64, 64, *[128] * 6, 256, 256]
+  arrays = {
+    "conv1/convolution/merged_input": draw(3, 3, 3, 8) / 100,
+    "conv1_bn/batchnorm_1/sub": draw(8),
+  }
+  for i, (inner, outer) in enumerate(zip(channels[:-1], channels[1:], strict=True), 1):
+    arrays |= {
+      f"conv_dw_{i}/depthwise_kernel": draw(3, 3, inner, 1),
+      f"conv_dw_{i}_bn/batchnorm_1/mul": 1 + draw(inner),
+      f"conv_dw_{i}_bn/batchnorm_1/sub": draw(inner),
+      f"conv_pw_{i}/convolution/merged_input": draw(1, 1, inner, outer),
+      f"conv_pw_{i}_bn/batchnorm_1/sub": draw(outer),
+    }
+  return arrays
+
+
+def reference(arrays, pixels):
+  """The network's last map [size, size, channels], with loops over places."""
+
+  def convolve(
+    x, kernel, stride
+  ):  # kernel: [3, 3, inner] -> one output a channel, else [.., outer]
+    out = -(-x.shape[0] // stride)
+    total = max((out - 1) * stride + 3 - x.shape[0], 0)
+    x = np.pad(x, ((total // 2, total - total // 2),) * 2 + ((0, 0),))
+    rows = []
+    for i in range(out):
+      places = [x[i * stride : i * stride + 3, j * stride : j * stride + 3] for j in range(out)]
+      rows.append([(p * kernel).sum((0, 1)) if kernel.ndim == 3 else
+                   np.einsum("abc,abcd->d", p, kernel) for p in places])  # fmt: skip
+    return np.array(rows)
+
+  relu = lambda x: np.minimum(np.maximum(x, 0), 6)
+  get = lambda name: arrays[name].astype(np.float64)
+  x = pixels[..., ::-1] - np.array([103.939, 116.779, 123.68])
+  x = convolve(x, get("conv1/convolution/merged_input"), 2)
+  x = relu(x + get("conv1_bn/batchnorm_1/sub"))
+  for i in range(1, 14):
+    x = convolve(x, get(f"conv_dw_{i}/depthwise_kernel")[..., 0], 2 if i in (2, 4, 6, 12) else 1)
+    x = relu(x * get(f"conv_dw_{i}_bn/batchnorm_1/mul") + get(f"conv_dw_{i}_bn/batchnorm_1/sub"))
+    x = x @ get(f"conv_pw_{i}/convolution/merged_input")[0, 0]
+    x = relu(x + get(f"conv_pw_{i}_bn/batchnorm_1/sub"))
+  return x
+
+
+def tokens_of(converted, multiplier, pixels):
+  model = mobilenet.MobileNet(
+    image_size=len(pixels), multiplier=multiplier, grid=1, norm="none",
+    centre=converted["centre"].tolist(), rngs=nnx.Rngs(0),
+  )  # fmt: skip
+  weights.fill(model, converted)
+  with jax.default_matmul_precision("highest"):
+    return np.asarray(model(jnp.asarray(pixels / 127.5 - 1, jnp.float32)[None]))[0, 0]
+
+
+PIXELS = np.random.default_rng(1).integers(0, 256, (40, 40, 3)).astype(np.float64)
+
+
+def test_converted_weights_answer_as_the_packages_own_arithmetic():
+  arrays = package()
+  expected = reference(arrays, PIXELS).mean((0, 1))
+  assert expected.std() > 0.1
+  found = tokens_of(fetch_faceres.convert(arrays), 0.25, PIXELS)
+  np.testing.assert_allclose(found, expected, atol=2e-4)
+
+
+def test_the_real_network_answers_as_its_own_arithmetic():
+  path = os.environ.get(WEIGHTS)
+  if not path:
+    pytest.skip(f"set {WEIGHTS} to what scripts/fetch_faceres.py made")
+  converted = weights.read(Path(path))
+  # Back to the package's names: factors are in the kernels already.
+  arrays = {
+    "conv1/convolution/merged_input": converted["stem/kernel"][:, :, ::-1] / 127.5,
+    "conv1_bn/batchnorm_1/sub": converted["stem/bias"],
+  }
+  for i in range(13):
+    depthwise, pointwise = (converted[f"blocks/{i}/{n}wise/kernel"] for n in ("depth", "point"))
+    arrays |= {
+      f"conv_dw_{i + 1}/depthwise_kernel": depthwise[..., None],
+      f"conv_dw_{i + 1}_bn/batchnorm_1/mul": np.ones(depthwise.shape[-1]),
+      f"conv_dw_{i + 1}_bn/batchnorm_1/sub": converted[f"blocks/{i}/depthwise/bias"],
+      f"conv_pw_{i + 1}/convolution/merged_input": pointwise[None, None],
+      f"conv_pw_{i + 1}_bn/batchnorm_1/sub": converted[f"blocks/{i}/pointwise/bias"],
+    }
+  expected = reference(arrays, PIXELS).mean((0, 1))
+  np.testing.assert_allclose(tokens_of(converted, 1.0, PIXELS), expected, atol=1e-3)
