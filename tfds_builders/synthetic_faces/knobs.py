@@ -347,7 +347,8 @@ FERPLUS_VIEW = View(
   shift=Normal((0.0, -0.19), 0.15, -0.8, 0.6),
 )
 # Blur, noise and compression: renders have the spectrum of its images to about 1.1 dB, up to the
-# limit of 48 pixels. Their contrast stays lower (standard deviation of the pixels 39 of 255, there 52).
+# limit of 48 pixels. Their contrast stays lower (standard deviation of the pixels 39 of 255, there
+# 52).
 FERPLUS_CAMERA = Camera(
   blur=Uniform(0, 0.8),
   noise=Uniform(0, 0.02),
