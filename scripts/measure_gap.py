@@ -98,6 +98,8 @@ class Features:
     """[rows, features] of a split as it is, or of a random view of each image."""
     known = [records.summary(build)["fingerprint"], split, ENCODER, self._digest, seed]
     known += [VIEW] if seed is not None else []
+    # The fingerprint is of keys and labels: renders with other knobs can have the same.
+    known += [dict(build.info.metadata)["knobs"]] if "knobs" in (build.info.metadata or {}) else []
     name = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
     path = self._cache / f"{build.name}-{split}-{name}.npy"
     if not path.is_file():
