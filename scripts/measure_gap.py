@@ -3,8 +3,8 @@
   python scripts/fetch_faceres.py
   python -m affjax.data.prepare ferplus --source=FOLDER
   python -m affjax.main --config=configs/lsd.py          # row (i); again with other seeds
-  python scripts/measure_gap.py --runs=runs/lsd          # to choose by: FER+'s training images
-  python scripts/measure_gap.py --runs=runs/lsd --report # once: its validation images
+  python scripts/measure_gap.py --runs runs/lsd          # to choose by: FER+'s training images
+  python scripts/measure_gap.py --runs runs/lsd --report # once: its validation images
 
 Rows, from the least to the most that is known of real faces; none has learnt from a real label:
 
@@ -17,15 +17,15 @@ What was chosen on labels of FER+'s training images: `SHARES` and every number b
 `affjax/transfer.py`. Scores are means over the seeds; below them a 95 % interval over the images.
 """
 
+import argparse
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags
 from flax import nnx
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
@@ -34,17 +34,6 @@ from affjax import augment, metrics, predict, transfer
 from affjax.data import pipeline, prepare, records
 from affjax.labels import EXPRESSION_SEVEN
 from affjax.models import mobilenet, weights
-
-_RENDERS = flags.DEFINE_string("renders", "synthetic_faces/lsd7", "The renders: NAME/CONFIG.")
-_LIMIT = flags.DEFINE_integer("limit", None, "How many renders are learnt from; None: all.")
-_RUNS = flags.DEFINE_list("runs", [], "Folders of runs of configs/lsd.py: row (i).")
-_SEEDS = flags.DEFINE_integer("seeds", 3, "Of rows (ii) and (iii).")
-_REPORT = flags.DEFINE_bool("report", False, "Score FER+'s validation images: once, at the end.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where prepared data lives; default TFDS's.")
-_WEIGHTS = flags.DEFINE_string(
-  "weights", "~/.cache/affjax/faceres_deep.npz", "What scripts/fetch_faceres.py made."
-)
-_CACHE = flags.DEFINE_string("cache", "~/.cache/affjax/gap", "Where features are kept.")
 
 # How often FER+'s training images show each of EXPRESSION_SEVEN, by the official rule.
 SHARES = np.array([0.361, 0.083, 0.004, 0.020, 0.303, 0.124, 0.105])
@@ -121,17 +110,18 @@ def batches(build: Any, split: str) -> Iterator[tuple[np.ndarray, int]]:
     yield batch["image"], int((batch["index"] >= 0).sum())
 
 
-def adapted_rows(renders: Any, photographs: Any) -> dict[str, list[Logits]]:
-  """Rows (ii) and (iii), a classifier for each seed."""
-  features = Features(_WEIGHTS.value, _CACHE.value)
+def adapted_rows(
+  features: Features, renders: Any, photographs: Any, seeds: int, limit: int | None = None
+) -> dict[str, list[Logits]]:
+  """Rows (ii) and (iii), a classifier for each seed, learnt from the first `limit` renders."""
   labels, _ = records.labels(renders, "train", WANTS)
   units = intensities(renders, "train")
-  own = slice(_LIMIT.value)
+  own = slice(limit)
   people = records.label_table(renders, "train")["person"][own]
   real = np.concatenate([features(photographs, split) for split in ("train", "dev")])
   axes = transfer.Axes.of(real, REAL_AXES)
   rows: dict[str, list[Logits]] = {"ii": [], "iii": []}
-  for seed in range(_SEEDS.value):
+  for seed in range(seeds):
     drawn = draw_people(people, seed)
     views = [features(renders, "train")[own], features(renders, "train", seed)[own]]
     learnt = transfer.learn(
@@ -163,7 +153,7 @@ def draw_people(people: np.ndarray, seed: int) -> np.ndarray:
   return np.concatenate([order[starts[i] : starts[i + 1]] for i in drawn])
 
 
-def run_rows(photographs: Any) -> list[Logits]:
+def run_rows(runs: Sequence[str], photographs: Any) -> list[Logits]:
   """Row (i): trained runs, their answers with the prior of what renders count by."""
 
   def answers(run: str) -> Logits:
@@ -180,7 +170,7 @@ def run_rows(photographs: Any) -> list[Logits]:
 
     return logits
 
-  return [answers(run) for run in _RUNS.value]
+  return [answers(run) for run in runs]
 
 
 def score(
@@ -245,17 +235,40 @@ def table(rows: dict[str, list[Logits]], photographs: Any, splits: tuple[str, ..
   return "\n".join(lines)
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Opens the data, makes the rows, prints the table."""
-  del argv
-  name, _, config = _RENDERS.value.partition("/")
-  renders = records.builder(name, config, _DATA_DIR.value)
-  photographs = records.builder("ferplus", "", _DATA_DIR.value)
+  options = parse()
+  name, _, config = options.renders.partition("/")
+  renders = records.builder(name, config, options.data_dir)
+  photographs = records.builder("ferplus", "", options.data_dir)
   for build in (renders, photographs):
     prepare.prepare(build)
-  rows = {"i": run_rows(photographs), **adapted_rows(renders, photographs)}
-  print(table(rows, photographs, ("validation",) if _REPORT.value else ("train", "dev")))
+  features = Features(options.weights, options.cache)
+  rows = {"i": run_rows(options.runs, photographs)}
+  rows |= adapted_rows(features, renders, photographs, options.seeds, options.limit)
+  print(table(rows, photographs, ("validation",) if options.report else ("train", "dev")))
+
+
+def parse() -> argparse.Namespace:
+  """Reads the command line."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  add = parser.add_argument
+  add("--renders", default="synthetic_faces/lsd7", help="NAME/CONFIG of the renders")
+  add("--limit", type=int, help="how many renders are learnt from; all unless given")
+  add("--runs", nargs="*", default=[], help="folders of runs of configs/lsd.py: row (i)")
+  add("--seeds", type=int, default=3, help="of rows (ii) and (iii)")
+  add("--report", action="store_true", help="score FER+'s validation images: once, at the end")
+  add("--data_dir", help="where prepared data lives; TFDS's folder unless given")
+  add(
+    "--weights",
+    default="~/.cache/affjax/faceres_deep.npz",
+    help="what scripts/fetch_faceres.py made",
+  )
+  add("--cache", default="~/.cache/affjax/gap", help="where features are kept")
+  return parser.parse_args()
 
 
 if __name__ == "__main__":
-  app.run(main)
+  main()
