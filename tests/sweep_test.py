@@ -1,0 +1,66 @@
+import json
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from scripts import sweep
+
+
+def test_every_combination_of_values_is_run_the_last_leaf_fastest():
+  found = sweep.combinations([["a.depth", "1", "2"], ["b.stem", "x", "y"]])
+  assert [sweep.title(c) for c in found] == [
+    "depth=1 stem=x", "depth=1 stem=y", "depth=2 stem=x", "depth=2 stem=y",
+  ]  # fmt: skip
+  assert sweep.combinations([]) == [()]
+  assert sweep.title(()) == "as it is"
+
+
+def test_the_interval_is_students_t():
+  values = np.random.default_rng(0).normal(size=5)
+  mean, half = sweep.interval(values)
+  low, high = stats.ttest_1samp(values, 0).confidence_interval()
+  assert mean - half == pytest.approx(low)
+  assert mean + half == pytest.approx(high)
+  assert math.isnan(sweep.interval([1.0])[1])
+
+
+def test_differences_are_of_equal_seeds():
+  a, b = (("x", "1"),), (("x", "2"),)
+  noise = np.random.default_rng(1).normal(size=4)
+  runs = lambda shift: [(shift + value, 10, 5.0) for value in noise]
+  first, second = sweep.summarise({a: runs(0), b: runs(0.5)}, {})
+  assert first["difference"] == 0
+  assert second["difference"] == pytest.approx(0.5)
+  assert second["difference_interval"] == pytest.approx(0, abs=1e-9)
+  assert second["interval"] > 0.1
+
+
+def test_a_leaf_without_values_is_refused(capsys):
+  with pytest.raises(SystemExit):
+    sweep.parse(["--config=configs/vit_mtl.py", "--vary", "steps"])
+  assert "name values that it takes" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_what_is_missing_and_says_what_is_refused(tiny_faces, tmp_path, capsys):
+  command = ["--config=configs/vit_mtl.py:debug", "--seeds=1", f"--workdir={tmp_path}"]
+  command += ["--vary", "model.decoder.num_heads", "8", "7", "--metric=expression/f1"]
+  command += ["--", f"--data_dir={tiny_faces}", "--config.steps=6", "--config.evaluate.every=6"]
+  command += ["--config.optimizer.warmup_steps=2", "--config.checkpoint.every=6"]
+  sweep.sweep(command)
+  said = capsys.readouterr().out
+  assert "num_heads=7  refused: width 96 is not a multiple of num_heads 7" in said
+  (ran, refused) = json.loads((tmp_path / "sweep.json").read_text())
+  scores = json.loads((tmp_path / "num_heads=8" / "seed=0" / "scores.json").read_text())
+  assert ran["scores"] == [scores["scores"]["test"]["expression/f1"]]
+  assert ran["parameters"] > 1e5
+  assert "mean" not in refused
+  # What is there is not run again.
+  (tmp_path / "num_heads=8" / "seed=0" / "scores.json").touch()
+  before = (tmp_path / "num_heads=8" / "seed=0" / "scores.json").stat().st_mtime_ns
+  sweep.sweep(command)
+  assert (tmp_path / "num_heads=8" / "seed=0" / "scores.json").stat().st_mtime_ns == before
+  with pytest.raises(ValueError, match="--metric=p: the scores of test are"):
+    sweep.sweep([c.replace("expression/f1", "p") for c in command])
