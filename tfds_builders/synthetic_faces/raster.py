@@ -183,20 +183,26 @@ def bounds(
 
 
 @_compile
-def span(wb: float, wc: float, bx: float, cx: float, left: int, right: int) -> tuple[int, int]:
+def span(
+  x: float, y: float, bx: float, by: float, cx: float, cy: float, left: int, right: int
+) -> tuple[int, int, float, float]:
   """Finds the columns of a row that lie in a triangle.
 
   Args:
-    wb: screen weight of the triangle's second corner at the centre of column `left`.
-    wc: of its third corner.
-    bx: how the one grows from column to column.
-    cx: how the other does.
+    x: from the triangle's first corner to the centre of column `left`.
+    y: from there to the row's.
+    bx: how the screen weight of the second corner grows from column to column.
+    by: how from row to row.
+    cx: how that of the third corner does.
+    cy: likewise.
     left: first column of its box.
     right: one past the last.
 
   Returns:
-    The first column and one past the last.
+    The first column and one past the last; the weights of the second and the third corner one
+    column before the first.
   """
+  wb, wc = x * bx + y * by, x * cx + y * cy
   low, high = 0.0, float(right - left - 1)
   for weight, step in ((wb, bx), (wc, cx), (1 - wb - wc, -bx - cx)):
     if step > 0:
@@ -204,9 +210,10 @@ def span(wb: float, wc: float, bx: float, cx: float, left: int, right: int) -> t
     elif step < 0:
       high = min(high, -weight / step)
     elif weight < 0:
-      return left, left
+      return left, left, wb, wc
   # A centre on the edge of two triangles must not fall between them.
-  return left + int(np.ceil(low - 1e-9)), left + int(np.floor(high + 1e-9)) + 1
+  first, last = int(np.ceil(low - 1e-9)), int(np.floor(high + 1e-9)) + 1
+  return left + first, left + last, wb + (first - 1) * bx, wc + (first - 1) * cx
 
 
 @_compile
@@ -239,9 +246,7 @@ def rasterise(
     x = left + HALF - screen[a, 0]
     for row in range(top, bottom):
       y = row + HALF - screen[a, 1]
-      wb, wc = x * bx + y * by, x * cx + y * cy
-      first, last = span(wb, wc, bx, cx, left, right)
-      wb, wc = wb + (first - left - 1) * bx, wc + (first - left - 1) * cx
+      first, last, wb, wc = span(x, y, bx, by, cx, cy, left, right)
       for column in range(first, last):
         wb, wc = wb + bx, wc + cx
         near = np.float32(za + wb * zb + wc * zc)
@@ -476,9 +481,7 @@ def layer(
     x = left + HALF - screen[a, 0]
     for row in range(top, bottom):
       y = row + HALF - screen[a, 1]
-      wb, wc = x * bx + y * by, x * cx + y * cy
-      first, last = span(wb, wc, bx, cx, left, right)
-      wb, wc = wb + (first - left - 1) * bx, wc + (first - left - 1) * cx
+      first, last, wb, wc = span(x, y, bx, by, cx, cy, left, right)
       for column in range(first, last):
         wb, wc = wb + bx, wc + cx
         if cover[row, column] > FULL:
