@@ -97,18 +97,21 @@ def face(vertices: np.ndarray, triangles: np.ndarray, part: np.ndarray) -> np.nd
   return skin | np.isin(part, (raster.EYE, raster.MOUTH, raster.TEETH, raster.TONGUE))
 
 
-def seen(screen: np.ndarray, depth: np.ndarray) -> np.ndarray:
+def seen(screen: np.ndarray, depth: np.ndarray, free: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Which points lie in the picture with nothing before them.
 
   Args:
     screen: [points, 3] float32, see `raster`.
-    depth: [size, size] float32 inverse distance of what is drawn.
+    depth: [size, size] float32 inverse distance of the head and what is on it.
+    free: [size, size] share of each pixel that no occluder hides.
 
   Returns:
-    [points] bool.
+    [points] bool, with neither the head itself nor an occluder before them; and with no occluder,
+    whatever of the head is.
   """
   column, row = (np.floor(screen[:, axis]).astype(int) for axis in (0, 1))
   size = len(depth)
   inside = (column >= 0) & (column < size) & (row >= 0) & (row < size)
-  nearest = depth[np.clip(row, 0, size - 1), np.clip(column, 0, size - 1)]
-  return inside & (1 / screen[:, 2] < 1 / np.maximum(nearest, 1e-6) + TOLERANCE)
+  place = np.clip(row, 0, size - 1), np.clip(column, 0, size - 1)
+  unhidden = inside & (free[place] > 0.5)
+  return unhidden & (1 / screen[:, 2] < 1 / np.maximum(depth[place], 1e-6) + TOLERANCE), unhidden

@@ -372,12 +372,13 @@ def render(person: people.Person, scene: Scene) -> Picture:
   if scene.hand is not None:
     raster.darken(picture, hand.shadow)
     raster.lay_over(picture, cover, hand.light, hand.veil)
+  seen, unhidden = landmarks.seen(points, canvas.depth, free)
   found = Picture(
     light=raster.halve(picture, cover, scene.background),
     gap=face.gap,
     landmarks=points[:, :2] / 2,
-    landmark_seen=landmarks.seen(points, np.where(free > 0.5, canvas.depth, np.inf)),
-    landmark_open=landmarks.seen(points, np.where(free > 0.5, np.float32(0), np.inf)),
+    landmark_seen=seen,
+    landmark_open=unhidden,
     # Where nothing is, the number is -1, which would read the last triangle.
     face=_shrink(asset.face[canvas.shown] * (canvas.shown >= 0) * free),
   )
