@@ -128,9 +128,24 @@ def batches(build: Any, split: str) -> Iterator[tuple[np.ndarray, int]]:
 
 
 def adapted_rows(
-  features: Features, renders: Any, photographs: Any, seeds: int, limit: int | None = None
+  features: Features,
+  renders: Any,
+  photographs: Any,
+  *,
+  seeds: int,
+  limit: int | None = None,
+  plain: bool = True,
 ) -> dict[str, list[Logits]]:
-  """Rows (ii) and (iii), a classifier for each seed, learnt from the first `limit` renders."""
+  """Rows (ii) and (iii), a classifier for each seed.
+
+  Args:
+    features: of images.
+    renders: what is learnt from.
+    photographs: FER+.
+    seeds: how many classifiers a row has.
+    limit: how many renders are learnt from; None: all.
+    plain: whether from each render as it is too, or from its random view alone.
+  """
   labels, _ = records.labels(renders, "train", WANTS)
   units = intensities(renders, "train")
   own = slice(limit)
@@ -140,7 +155,7 @@ def adapted_rows(
   rows: dict[str, list[Logits]] = {"ii": [], "iii": []}
   for seed in range(seeds):
     drawn = draw_people(people, seed)
-    views = [features(renders, "train")[own], features(renders, "train", seed)[own]]
+    views = [features(renders, "train", s)[own] for s in [*[None] * plain, seed]]
     learnt = transfer.learn(
       np.concatenate([view[drawn] for view in views]),
       np.tile(labels["expression"][own][drawn], (len(views), 1)),
@@ -275,7 +290,8 @@ def main() -> None:
     prepare.prepare(build)
   features = Features(options.weights, options.cache)
   rows = {"i": run_rows(options.runs, photographs)}
-  rows |= adapted_rows(features, renders, photographs, options.seeds, options.limit)
+  sample = dict(seeds=options.seeds, limit=options.limit, plain=options.plain)
+  rows |= adapted_rows(features, renders, photographs, **sample)
   print(table(rows, photographs, ("validation",) if options.report else ("train", "dev")))
 
 
@@ -292,6 +308,12 @@ def parse() -> argparse.Namespace:
     help=f"a config of synthetic_faces, or lsd7 but for one thing: {', '.join(VARIANTS)}",
   )
   add("--limit", type=int, help="how many renders are learnt from; all unless given")
+  add(
+    "--plain",
+    action=argparse.BooleanOptionalAction,
+    default=True,
+    help="learn from each render as it is beside its random view",
+  )
   add("--runs", nargs="*", default=[], help="folders of runs of configs/lsd.py: row (i)")
   add("--seeds", type=int, default=3, help="of rows (ii) and (iii)")
   add("--report", action="store_true", help="score FER+'s validation images: once, at the end")
