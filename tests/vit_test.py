@@ -1,13 +1,17 @@
 import functools
+import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import vit_reference
 from flax import nnx
 
 from affjax.models import layers, vit
 
+GOLDENS = Path(__file__).parent / "goldens"
 SMALL = dict(image_size=32, variant="mu/8", width=32, depth=2, num_heads=2)
 
 
@@ -45,6 +49,9 @@ def test_every_patch_becomes_a_token_and_parameters_stay_float32(stem, dtype):
     ("S/16", 224, 22_050_664 - 385_000 - 2 * 384),
     ("B/16", 224, 86_567_656 - 769_000 - 2 * 768),
     ("S/16", 112, 22_050_664 - 385_000 - 2 * 384 - (196 - 49) * 384),
+    # Published, at patches of 16: 304,326,632. Those of 14 hold fewer pixels, at 256 places.
+    ("L/16", 224, 304_326_632 - 1_025_000 - 2 * 1024),
+    ("L/14", 224, 304_326_632 - 1_025_000 - 2 * 1024 + (256 - 196 - 3 * (16**2 - 14**2)) * 1024),
     ("mu/8", 48, 469_536),
   ],
 )
@@ -56,13 +63,15 @@ def test_full_sizes_have_the_published_number_of_parameters(variant, image_size,
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    (dict(variant="X/7"), r"variant 'X/7': use one of \['mu', 'Ti', 'S', 'B'\]"),
+    (dict(variant="X/7"), r"variant 'X/7': use one of \['mu', 'Ti', 'S', 'B', 'L'\]"),
     (dict(variant="S"), "variant 'S'"),
     (dict(variant="S/7"), "variant 'S/7'"),
     (dict(image_size=50), "image_size 50 is not a multiple .* use image_size 48"),
     (dict(stem="cnn"), r"stem 'cnn': use one of \['patch', 'conv', 'residual'\]"),
     (dict(stem="residual", width=33, num_heads=3), "patch size 8 or width 33 is not even"),
     (dict(image_size=48, variant="mu/12", stem="conv"), "stem 'conv' needs a patch size of"),
+    (dict(gelu="erf"), r"gelu 'erf': use one of \['tanh', 'exact'\]"),
+    (dict(registers=-1), "registers -1: use 0 or more"),
     (dict(num_heads=5), "width 32 is not a multiple of num_heads 5"),
   ],
 )
@@ -173,3 +182,12 @@ def test_one_graphdef_serves_training_and_evaluation():
 def test_training_with_dropout_needs_rngs():
   with pytest.raises(ValueError, match="rngs"):
     small(dropout_rate=0.2, drop_path_rate=0.2)(images(), train=True)
+
+
+@pytest.mark.parametrize("name", ["vit", "vit_registers"])
+def test_the_weights_of_transformers_give_its_numbers(name):
+  with np.load(GOLDENS / f"{name}.npz") as file:
+    golden = dict(file)
+  arrays = {k.removeprefix("weights/"): v for k, v in golden.items() if k.startswith("weights/")}
+  options = json.loads(str(golden["options"]))
+  vit_reference.check(options, arrays, golden["images"], golden["hidden"], golden["tokens"])

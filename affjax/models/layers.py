@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 _MLP_INIT = nnx.initializers.xavier_uniform()
+_GELU_IS_TANH = {"tanh": True, "exact": False}
 
 
 class Block(nnx.Module):
@@ -28,6 +29,8 @@ class Block(nnx.Module):
     dropout_rate: float = 0.0,
     drop_path_rate: float = 0.0,
     layer_scale: float = 0.0,
+    gelu: str = "tanh",
+    norm_epsilon: float = 1e-6,
     dtype: jnp.dtype = jnp.float32,
     rngs: nnx.Rngs,
   ) -> None:
@@ -40,14 +43,17 @@ class Block(nnx.Module):
       drop_path_rate: probability of dropping all that attention or MLP adds to a sample.
       layer_scale: what the channels that attention and MLP add are scaled by at first (Touvron et
         al., 2021, arXiv:2103.17239), each by a weight of its own; 0: no such weights.
+      gelu: see `MLP`.
+      norm_epsilon: added to the variance in the layer norms.
       dtype: dtype of the activations.
       rngs: source of the parameters' keys.
     """
-    self.attention_norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
+    norm = dict(epsilon=norm_epsilon, dtype=dtype, rngs=rngs)
+    self.attention_norm = nnx.LayerNorm(width, **norm)
     self.attention = Attention(width, num_heads, dtype=dtype, rngs=rngs)
     self.dropout = nnx.Dropout(dropout_rate)
-    self.mlp_norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
-    self.mlp = MLP(width, dropout_rate=dropout_rate, dtype=dtype, rngs=rngs)
+    self.mlp_norm = nnx.LayerNorm(width, **norm)
+    self.mlp = MLP(width, dropout_rate=dropout_rate, gelu=gelu, dtype=dtype, rngs=rngs)
     self.drop_path = DropPath(drop_path_rate)
     self.scales = LayerScales(width, layer_scale) if layer_scale else None
 
@@ -58,14 +64,15 @@ class Block(nnx.Module):
     train: bool = False,
     rngs: nnx.Rngs | None = None,
     attention: bool = False,
+    keep: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array | None]:
-    """Maps [batch, length, width] to the same; see `Attention` for the second output."""
+    """Maps [batch, length, width] to the same; see `Attention` and, for `keep`, `DropPath`."""
     random = dict(deterministic=not train, rngs=rngs)
     scale = self.scales or (lambda y, part: y)
     y, maps = self.attention(self.attention_norm(x), attention=attention)
-    x = x + self.drop_path(self.dropout(scale(y, "attention"), **random), **random)
+    x = x + self.drop_path(self.dropout(scale(y, "attention"), **random), **random, keep=keep)
     y = self.mlp(self.mlp_norm(x), train=train, rngs=rngs)
-    return x + self.drop_path(scale(y, "mlp"), **random), maps
+    return x + self.drop_path(scale(y, "mlp"), **random, keep=keep), maps
 
 
 class LayerScales(nnx.Module):
@@ -187,8 +194,8 @@ class CrossAttention(nnx.Module):
 class MLP(nnx.Module):
   """Two dense layers with a GELU between, four times as wide inside.
 
-  GELU in its tanh approximation, which differs from the exact one by less than 5e-4 and takes half
-  its time forward, two thirds backward, on a CPU (3,136 x 1,536 float32, two cores).
+  GELU is in its tanh approximation by default, which differs from the exact one by less than 5e-4
+  and takes half its time forward, two thirds backward, on a CPU (3,136 x 1,536 float32, two cores).
   """
 
   def __init__(
@@ -196,10 +203,14 @@ class MLP(nnx.Module):
     width: int,
     *,
     dropout_rate: float = 0.0,
+    gelu: str = "tanh",
     dtype: jnp.dtype = jnp.float32,
     rngs: nnx.Rngs,
   ) -> None:
-    """Builds the layer; dropout follows each of the dense layers."""
+    """Builds the layer; dropout follows each of the dense layers, `gelu` is "tanh" or "exact"."""
+    if gelu not in _GELU_IS_TANH:
+      raise ValueError(f"gelu {gelu!r}: use one of {list(_GELU_IS_TANH)}")
+    self.gelu = gelu
     dense = dict(dtype=dtype, kernel_init=_MLP_INIT, rngs=rngs)
     self.expand = nnx.Linear(width, 4 * width, **dense)
     self.contract = nnx.Linear(4 * width, width, **dense)
@@ -210,7 +221,7 @@ class MLP(nnx.Module):
   ) -> jax.Array:
     """Maps [..., width] to the same."""
     random = dict(deterministic=not train, rngs=rngs)
-    x = self.dropout(nnx.gelu(self.expand(x), approximate=True), **random)
+    x = self.dropout(nnx.gelu(self.expand(x), approximate=_GELU_IS_TANH[self.gelu]), **random)
     return self.dropout(self.contract(x), **random)
 
 
@@ -223,6 +234,33 @@ class DropPath(nnx.Dropout):
 
   def __init__(self, rate: float) -> None:
     super().__init__(rate, broadcast_dims=(-2, -1))
+
+  def __call__(
+    self,
+    x: jax.Array,
+    *,
+    deterministic: bool | None = None,
+    rngs: nnx.Rngs | None = None,
+    keep: jax.Array | None = None,
+  ) -> jax.Array:
+    """Drops samples of [batch, length, width].
+
+    Args:
+      x: what a block adds to its input.
+      deterministic: True: nothing is dropped.
+      rngs: holds a "dropout" stream unless `deterministic`.
+      keep: float32 scalar in [0, 1], in place of 1 - rate: for a block that stands for several
+        layers, whose rates are numbers only while it runs. It draws what a layer of that rate does.
+    """
+    if keep is None or deterministic:
+      return super().__call__(x, deterministic=deterministic, rngs=rngs)
+    if rngs is None:
+      raise ValueError("drop path while training needs rngs with a 'dropout' stream")
+    stream = rngs["dropout"]
+    kept = jax.random.bernoulli(stream(), keep, (x.shape[0], 1, 1))
+    # A layer that drops nothing uses up no key where that is known beforehand; so here too.
+    stream.count[...] -= (keep == 1).astype(stream.count[...].dtype)
+    return jnp.where(kept, x / jnp.where(keep > 0, keep, 1).astype(x.dtype), 0)
 
 
 def _check_heads(width: int, num_heads: int) -> None:

@@ -2,25 +2,37 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from affjax.models import layers
 
-# Width, depth, heads. Ti, S and B are DeiT's (Touvron et al., 2021, arXiv:2012.12877); mu is ours,
-# about half a million parameters: enough for 48 to 64 pixels, and minutes of training on a CPU.
-_SIZES = {"mu": (96, 4, 3), "Ti": (192, 12, 3), "S": (384, 12, 6), "B": (768, 12, 12)}
-_PATCHES = (4, 6, 8, 12, 16)
+# Width, depth, heads. Ti, S and B are DeiT's (Touvron et al., 2021, arXiv:2012.12877), L is of the
+# paper below; mu is ours, about half a million parameters: enough for 48 to 64 pixels, and minutes
+# of training on a CPU.
+_SIZES = {
+  "mu": (96, 4, 3),
+  "Ti": (192, 12, 3),
+  "S": (384, 12, 6),
+  "B": (768, 12, 12),
+  "L": (1024, 24, 16),
+}
+_PATCHES = (4, 6, 8, 12, 14, 16)
 
 
 class ViT(nnx.Module):
-  """Vision transformer (Dosovitskiy et al., 2021, arXiv:2010.11929), without a class token.
+  """Vision transformer (Dosovitskiy et al., 2021, arXiv:2010.11929).
 
-  Differs from the paper in that it gives all tokens and pools none (decoders do), starts from
-  learned positions for one image size, and takes GELU in its tanh approximation.
+  Differs from the paper in that it gives all tokens and pools none (decoders do), and, unless it is
+  told otherwise, has no class token and takes GELU in its tanh approximation.
+
+  The sequence that the blocks see, and that attention maps are over, is [class token], patches in
+  rows from the top left, [registers], [extra]. What comes out is the same without the registers.
 
   Attributes:
     width: channels of the tokens that come out.
-    num_tokens: how many there are.
+    num_patches: how many patches there are.
+    num_tokens: the same and the class token: the tokens that come out, the extra ones aside.
   """
 
   def __init__(
@@ -36,6 +48,12 @@ class ViT(nnx.Module):
     dropout_rate: float = 0.0,
     drop_path_rate: float = 0.0,
     layer_scale: float = 0.0,
+    class_token: bool = False,
+    registers: int = 0,
+    gelu: str = "tanh",
+    norm_epsilon: float = 1e-6,
+    remat: bool = False,
+    scan: bool = False,
     dtype: str | jnp.dtype = "float32",
     rngs: nnx.Rngs,
   ) -> None:
@@ -43,7 +61,7 @@ class ViT(nnx.Module):
 
     Args:
       image_size: height and width of the images in pixels; a multiple of the patch size.
-      variant: "mu", "Ti", "S" or "B", then "/" and the patch size in pixels, as in "S/16".
+      variant: "mu", "Ti", "S", "B" or "L", then "/" and the patch size in pixels, as in "S/16".
       stem: "patch" (one dense layer per patch), "conv" (`ConvStem`) or "residual" (`ResidualStem`).
       stem_depth: how much there is at each resolution of the latter two.
       width: channels; None = the variant's, as are the next two.
@@ -52,48 +70,55 @@ class ViT(nnx.Module):
       dropout_rate: see `layers.Block`; also after adding the positions.
       drop_path_rate: that of the last block; it grows from 0 at the first in even steps.
       layer_scale: see `layers.Block`.
+      class_token: whether a learned token, with a position of its own, comes first.
+      registers: learned tokens that the image's can write to, and that are not given (Darcet et
+        al., 2023, arXiv:2309.16588).
+      gelu: "tanh" or "exact", see `layers.MLP`.
+      norm_epsilon: added to the variance in the layer norms.
+      remat: whether the backward pass computes each block anew, from what went into it, instead of
+        keeping all that happened inside: less memory, a third more work.
+      scan: whether all blocks are one, whose parameters have the layer as their first axis, in a
+        loop that is compiled once whatever the depth. `weights.fit` turns parameters of one form
+        into the other.
       dtype: dtype of the activations; parameters are float32.
       rngs: source of the parameters' keys.
 
     Raises:
-      ValueError: a variant or stem that does not exist, or sizes that do not divide.
+      ValueError: a variant, stem or GELU that does not exist, or sizes that do not fit.
     """
     sizes, self.patch_size = _parse(variant)
     given = (width, depth, num_heads)
     width, depth, num_heads = (s if g is None else g for g, s in zip(given, sizes, strict=True))
-    if image_size % self.patch_size:
-      nearest = max(round(image_size / self.patch_size), 1) * self.patch_size
-      raise ValueError(
-        f"image_size {image_size} is not a multiple of the patch size {self.patch_size} of variant"
-        f" {variant!r}: use image_size {nearest} or another of the patch sizes {_PATCHES}"
-      )
+    _check_sizes(image_size, self.patch_size, variant, registers)
     dtype = jnp.dtype(dtype)
     self.image_size, self.width = image_size, width
-    self.num_tokens = (image_size // self.patch_size) ** 2
+    self.num_patches = (image_size // self.patch_size) ** 2
+    self.num_tokens = self.num_patches + class_token
+    self.remat, self.scan = remat, scan
     self.stem = _build_stem(stem, stem_depth, self.patch_size, width, dtype, rngs)
     # As large as the tokens: at the usual 0.02 a small set takes thousands of updates to find out
     # where things are.
-    position_init = nnx.initializers.normal(1.0)
-    self.positions = nnx.Param(position_init(rngs.params(), (1, self.num_tokens, width)))
+    token_init = nnx.initializers.normal(1.0)
+    self.positions = nnx.Param(token_init(rngs.params(), (1, self.num_tokens, width)))
     self.dropout = nnx.Dropout(dropout_rate)
-    self.blocks = nnx.List(
-      layers.Block(
-        width,
-        num_heads,
-        dropout_rate=dropout_rate,
-        drop_path_rate=drop_path_rate * index / max(depth - 1, 1),
-        layer_scale=layer_scale,
-        dtype=dtype,
-        rngs=rngs,
-      )
-      for index in range(depth)
-    )
-    self.norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
+    self.drop_path_rates = tuple(drop_path_rate * i / max(depth - 1, 1) for i in range(depth))
+    block = dict(dropout_rate=dropout_rate, layer_scale=layer_scale, gelu=gelu)
+    block |= dict(norm_epsilon=norm_epsilon, dtype=dtype, rngs=rngs)
+    blocks = [
+      layers.Block(width, num_heads, drop_path_rate=rate, **block) for rate in self.drop_path_rates
+    ]
+    self.blocks = _stack(blocks) if scan else nnx.List(blocks)
+    self.norm = nnx.LayerNorm(width, epsilon=norm_epsilon, dtype=dtype, rngs=rngs)
+    # The class token has a position, which is all that it needs to begin with.
+    self.class_token = nnx.Param(jnp.zeros((1, 1, width))) if class_token else None
+    shape = (1, registers, width)
+    self.register_tokens = nnx.Param(token_init(rngs.params(), shape)) if registers else None
 
   def __call__(
     self,
     images: jax.Array,
     *,
+    extra: jax.Array | None = None,
     train: bool = False,
     rngs: nnx.Rngs | None = None,
     attention: bool = False,
@@ -102,29 +127,86 @@ class ViT(nnx.Module):
 
     Args:
       images: [batch, height, width, 3] floats in [-1, 1].
+      extra: [batch, n, width] tokens of the caller's that go through the blocks with the image's.
       train: whether dropout and drop path are on.
       rngs: holds a "dropout" stream while training with a rate above 0.
       attention: whether to give the maps too.
 
     Returns:
-      [batch, num_tokens, width] tokens in rows from the top left, after a last layer norm; with
-      `attention` also the maps [depth, batch, heads, num_tokens, num_tokens].
+      [batch, num_tokens + n, width] tokens after a last layer norm: the class token if there is
+      one, the patches in rows from the top left, the extra ones. With `attention` also the float32
+      maps [depth, batch, heads, length, length] over the whole sequence, registers included.
 
     Raises:
-      ValueError: images of another size or type than the model was built for.
+      ValueError: images or extra tokens of another size or type than the model was built for.
     """
-    self._check(images)
+    self._check(images, extra)
+    x = self.embed(images, train=train, rngs=rngs)
+    parts = [x] if self.register_tokens is None else [x, _repeat(self.register_tokens, x)]
+    parts += [] if extra is None else [extra.astype(x.dtype)]
+    x = jnp.concatenate(parts, axis=1) if len(parts) > 1 else x
+    run = self._scan if self.scan else self._loop
+    x, maps = run(x, train=train, rngs=rngs, attention=attention)
+    x = self.norm(x)
+    if self.register_tokens is not None:
+      first, last = self.num_tokens, self.num_tokens + self.register_tokens.shape[1]
+      x = jnp.concatenate([x[:, :first], x[:, last:]], axis=1)
+    return (x, maps) if attention else x
+
+  def embed(
+    self, images: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None
+  ) -> jax.Array:
+    """Gives [batch, num_tokens, width], the image's tokens before the first block."""
     x = self.stem(images)
+    if self.class_token is not None:
+      x = jnp.concatenate([_repeat(self.class_token, x), x], axis=1)
     x = x + self.positions[...].astype(x.dtype)
-    x = self.dropout(x, deterministic=not train, rngs=rngs)
+    return self.dropout(x, deterministic=not train, rngs=rngs)
+
+  def _loop(
+    self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None, attention: bool
+  ) -> tuple[jax.Array, jax.Array | None]:
+    """Lets [batch, length, width] pass the blocks one by one; gives the maps too."""
+
+    def run(
+      block: layers.Block, x: jax.Array, rngs: nnx.Rngs | None
+    ) -> tuple[jax.Array, jax.Array | None]:
+      return block(x, train=train, rngs=rngs, attention=attention)
+
+    run = nnx.remat(run) if self.remat else run
     maps = []
     for block in self.blocks:
-      x, block_maps = block(x, train=train, rngs=rngs, attention=attention)
+      x, block_maps = run(block, x, rngs)
       maps.append(block_maps)
-    x = self.norm(x)
-    return (x, jnp.stack(maps)) if attention else x
+    return x, jnp.stack(maps) if attention else None
 
-  def _check(self, images: jax.Array) -> None:
+  def _scan(
+    self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None, attention: bool
+  ) -> tuple[jax.Array, jax.Array | None]:
+    """Does what `_loop` does, with the same random numbers."""
+    block, parameters = nnx.split(self.blocks)
+    random, counts = nnx.split(rngs)
+    # Subtracted in float64, as Dropout does with a rate that it knows.
+    keep = 1 - np.asarray(self.drop_path_rates)
+    keep = jnp.asarray(keep, jnp.float32) if any(self.drop_path_rates) else None
+
+    def run(
+      carry: tuple[jax.Array, nnx.State], layer: tuple[nnx.State, jax.Array | None]
+    ) -> tuple[tuple[jax.Array, nnx.State], jax.Array | None]:
+      x, counts = carry
+      parameters, keep = layer
+      rngs = nnx.merge(random, counts)
+      options = dict(train=train, rngs=rngs, attention=attention, keep=keep)
+      x, maps = nnx.merge(block, parameters)(x, **options)
+      return (x, nnx.state(rngs)), maps
+
+    run = jax.checkpoint(run, prevent_cse=False) if self.remat else run
+    (x, counts), maps = jax.lax.scan(run, (x, counts), (parameters, keep))
+    if rngs is not None:
+      nnx.update(rngs, counts)
+    return x, maps
+
+  def _check(self, images: jax.Array, extra: jax.Array | None) -> None:
     expected = (self.image_size, self.image_size, 3)
     if images.shape[1:] != expected:
       raise ValueError(
@@ -133,6 +215,44 @@ class ViT(nnx.Module):
       )
     if not jnp.issubdtype(images.dtype, jnp.floating):
       raise ValueError(f"images of dtype {images.dtype}: scale them to floats in [-1, 1]")
+    if extra is not None and (extra.ndim, *extra.shape[::2]) != (3, len(images), self.width):
+      raise ValueError(
+        f"extra tokens of shape {extra.shape}: they must be [{len(images)}, n, {self.width}], as"
+        " the batch and the width of the encoder are"
+      )
+
+
+def resize_positions(
+  positions: jax.Array, grid: tuple[int, int], *, class_token: bool = False
+) -> jax.Array:
+  """Learned positions of a square grid of patches, for another grid.
+
+  Bicubic (Keys, a = -0.5), and smoothed first where the new grid is coarser: as timm does (torch's
+  `interpolate` with antialias), unlike `transformers`, which takes a = -0.75 and smooths nothing.
+
+  Args:
+    positions: [1, class_token + side * side, width] in rows from the top left, as in `ViT`.
+    grid: rows and columns of the new one.
+    class_token: whether the first is a class token's, which stays as it is.
+
+  Returns:
+    [1, class_token + rows * columns, width]; the very input where the grid is the same.
+
+  Raises:
+    ValueError: the positions are not those of a square.
+  """
+  first, patches = positions[:, : int(class_token)], positions[:, int(class_token) :]
+  count, width = patches.shape[1:]
+  side = round(count**0.5)
+  if side**2 != count:
+    raise ValueError(
+      f"positions of shape {positions.shape} with class_token={class_token} are no square grid's"
+    )
+  if tuple(grid) == (side, side):
+    return positions
+  patches = jnp.asarray(patches).reshape(1, side, side, width)
+  patches = jax.image.resize(patches, (1, *grid, width), "cubic", antialias=True)
+  return jnp.concatenate([first, patches.reshape(1, -1, width)], axis=1)
 
 
 class PatchStem(nnx.Module):
@@ -288,6 +408,28 @@ def _build_stem(
   if stem not in _STEMS:
     raise ValueError(f"stem {stem!r}: use one of {['patch', *_STEMS]}")
   return _STEMS[stem](patch_size, width, stem_depth, dtype=dtype, rngs=rngs)
+
+
+def _stack(blocks: list[layers.Block]) -> layers.Block:
+  """One block with the parameters of all, stacked; in all else it is the last."""
+  states = [nnx.state(block) for block in blocks]
+  return nnx.merge(nnx.graphdef(blocks[-1]), jax.tree.map(lambda *x: jnp.stack(x), *states))
+
+
+def _repeat(token: nnx.Param, x: jax.Array) -> jax.Array:
+  """[1, n, width] -> [batch, n, width], for the batch and in the dtype of `x`."""
+  return jnp.broadcast_to(token[...].astype(x.dtype), (len(x), *token.shape[1:]))
+
+
+def _check_sizes(image_size: int, patch_size: int, variant: str, registers: int) -> None:
+  if image_size % patch_size:
+    nearest = max(round(image_size / patch_size), 1) * patch_size
+    raise ValueError(
+      f"image_size {image_size} is not a multiple of the patch size {patch_size} of variant"
+      f" {variant!r}: use image_size {nearest} or another of the patch sizes {_PATCHES}"
+    )
+  if registers < 0:
+    raise ValueError(f"registers {registers}: use 0 or more")
 
 
 def _parse(variant: str) -> tuple[tuple[int, int, int], int]:
