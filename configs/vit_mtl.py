@@ -146,10 +146,19 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
       layer_scale=0.0,
     ),
     decoder=dict(
-      name="decoders.TaskTokens", layout="task", width=96 if debug else 128, depth=2, num_heads=8,
-      dropout_rate=0.1, va_activation="tanh", readout=0,
+      name="decoders.TaskTokens",
+      layout="task",  # "elementary": a token for each number; "mixed": but one for all expressions
+      position="decoder",  # "encoder": tokens go through the ViT, without layers of their own
+      shared_head=config_dict.placeholder(bool),  # None: where the layout allows it
+      heteroscedastic=False,  # also give log-variances
+      width=96 if debug else 128,
+      depth=2,
+      num_heads=8,
+      dropout_rate=0.1,
+      va_activation="tanh",
+      readout=0,
     ),
-  )  # fmt: skip
+  )
   config.model.update(kind.get("model", {}))
   config.losses = dict(
     va=dict(name="losses.ccc_loss"),

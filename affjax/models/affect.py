@@ -1,5 +1,6 @@
 """The model that every config describes: an encoder of images and a decoder of affect."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,10 @@ class AffectModel(nnx.Module):
   tokens [batch, length, width], and has the attributes `width` and `num_tokens`. A decoder takes
   `outputs`, `input_width`, `input_length`, `dtype` and `rngs`, and maps tokens to one output per
   task. Both are called with `train`, `rngs` and `attention`.
+
+  A decoder whose attribute `num_extra` is above 0 has tokens that go through the encoder: what its
+  `extra(batch)` gives is the argument `extra` of the encoder, which returns them behind its own,
+  and the decoder's `cut` takes its part of the encoder's attention maps.
   """
 
   def __init__(
@@ -50,6 +55,12 @@ class AffectModel(nnx.Module):
       outputs=dict(outputs), input_width=self.encoder.width, input_length=self.encoder.num_tokens
     )
     self.decoder = build(decoder, _PACKAGE, **sizes, **common)
+    takes = inspect.signature(type(self.encoder).__call__).parameters
+    if self.decoder.num_extra and "extra" not in takes:
+      raise ValueError(
+        f"position 'encoder' of the tokens of {decoder['name']}: {encoder['name']} carries none but"
+        " its own; use config.model.decoder.position=decoder, or the encoder vit.ViT"
+      )
 
   def __call__(
     self,
@@ -69,11 +80,16 @@ class AffectModel(nnx.Module):
 
     Returns:
       Task -> [batch, size] float32: "va" in (-1, 1) unless its activation says otherwise, logits
-      for the others. With `attention` also {"encoder": maps, "decoder": maps}, as they give them.
+      for the others; and what else the decoder gives, such as "va/log_variance". With `attention`
+      also {"encoder": maps, "decoder": maps}, as they give them; the decoder's of tokens that the
+      encoder carried are cut out of the encoder's.
     """
     options = dict(train=train, rngs=rngs, attention=attention)
+    carries = self.decoder.num_extra > 0
+    extra = {"extra": self.decoder.extra(len(images))} if carries else {}
     if not attention:
-      return self.decoder(self.encoder(images, **options), **options)
-    tokens, encoder_maps = self.encoder(images, **options)
+      return self.decoder(self.encoder(images, **extra, **options), **options)
+    tokens, encoder_maps = self.encoder(images, **extra, **options)
     outputs, decoder_maps = self.decoder(tokens, **options)
+    decoder_maps = self.decoder.cut(encoder_maps) if carries else decoder_maps
     return outputs, {"encoder": encoder_maps, "decoder": decoder_maps}

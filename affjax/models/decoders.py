@@ -1,6 +1,9 @@
 """Decoders: from the tokens of an encoder to one output per task."""
 
+import dataclasses
+import itertools
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,18 +12,38 @@ from flax import nnx
 from affjax.models import layers
 
 _VA_ACTIVATIONS = {"tanh": jnp.tanh, "identity": lambda x: x}
-_LAYOUTS = ("task",)
+_LAYOUTS = ("elementary", "mixed", "task")
+_POSITIONS = ("decoder", "encoder")
 # Spread of the first biases: at 2, half of a head's attention is on about a tenth of the places.
 _POSITION_BIAS = 2.0
+# Small, so that training starts from near-uniform answers whatever the encoder gives.
+_HEAD_INIT = nnx.initializers.normal(0.02)
+# Its outputs are logits of one distribution, so one log-variance is that of all of them.
+_DISTRIBUTION = "expression"
 
 
 class TaskTokens(nnx.Module):
-  """Learned tokens, one per task, that look at each other and at the image.
+  """Learned tokens that stand for tasks, and look at each other and at the image.
 
   The taskwise-token transformer of Tallec et al. (2022, arXiv:2208.03506), whose full text and
   code we have not seen. CODE is what their repository of the previous challenge does
   (gtallec/DL_ISIR_ABAW3, action units alone); INFERRED is our choice.
 
+  Layouts, for valence and arousal, 8 expressions and 12 units:
+  - "elementary": 22 tokens, one for each number that is predicted. CODE for units; that the other
+    tasks are cut up likewise is INFERRED.
+  - "mixed": 15, as before but for one token of all expressions: INFERRED.
+  - "task": 3, one for each task: INFERRED, from the word "taskwise" of the abstract.
+
+  Heads:
+  - One dense layer of one output serves all tokens that stand for a number (`shared_head`): CODE.
+    A token of several numbers has its own dense layer: INFERRED.
+  - A layer for each token instead: INFERRED.
+  - softmax over expressions and sigmoid of units are left to losses and metrics; tanh on valence
+    and arousal: INFERRED. There are units alone, with a sigmoid.
+  - `heteroscedastic`: a second set of heads gives log-variances, 0 at first: INFERRED.
+
+  Position "decoder", the image tokens stay as they are:
   - Width 128, 8 heads, 2 layers, MLP 4 times as wide, dropout 0.1 after attention and after each
     dense layer: CODE. They add one more dropout on the output of each block.
   - A layer is attention among the tokens, then from the tokens to the image, each with its own
@@ -30,11 +53,20 @@ class TaskTokens(nnx.Module):
     sums, which needs a more careful warm-up.
   - The image tokens are projected to the width where it differs: CODE. There they also pass a
     self-attention layer with positions; here the encoder is a transformer and has both: INFERRED.
-  - One token and one head per task: INFERRED. There each unit has a token and all share one head.
   - `position_bias`: each head of each layer starts by looking at places of its own, which it then
     learns, as a bias of its attention to the image. Without it attention starts out as a plain
     mean over the image, and the flagship needs thousands of updates to leave it: INFERRED.
-  - tanh on valence and arousal: INFERRED.
+
+  Position "encoder", INFERRED as a whole: the tokens go through all blocks of the encoder behind
+  its patches, as a ViT's class token does, and the heads read what its last norm gives. Patches
+  look at the tokens too, so the image stream is not independent of them. There are no layers here:
+  tokens have the encoder's width, and `width`, `depth`, `num_heads`, `dropout_rate` and
+  `position_bias` say nothing.
+
+  Attributes:
+    token_names: which token is which, in their order: "au" for all of a task, "au/11" for the
+      number of that index.
+    num_extra: how many tokens the encoder has to carry; 0 in position "decoder".
   """
 
   def __init__(
@@ -47,6 +79,9 @@ class TaskTokens(nnx.Module):
     depth: int = 2,
     num_heads: int = 8,
     layout: str = "task",
+    position: str = "decoder",
+    shared_head: bool | None = None,
+    heteroscedastic: bool = False,
     dropout_rate: float = 0.1,
     va_activation: str = "tanh",
     position_bias: bool = True,
@@ -59,39 +94,63 @@ class TaskTokens(nnx.Module):
     Args:
       outputs: task -> size of its output, such as {"va": 2, "expression": 8, "au": 12}.
       input_width: channels of the encoder's tokens.
-      input_length: their number.
+      input_length: their number, without those that it carries for the decoder.
       width: channels of the task tokens.
       depth: number of layers.
       num_heads: attention heads; must divide `width`.
-      layout: "task", one token for each task.
+      layout: "elementary", one token for each number; "mixed", the same but one for all
+        expressions; "task", one for each task.
+      position: "decoder" or "encoder": where the tokens meet the image.
+      shared_head: whether all tokens of a single number share one head; None: yes, where the
+        layout has such tokens ("elementary", "mixed").
+      heteroscedastic: whether each task also gives "TASK/log_variance".
       dropout_rate: probability of dropping a unit of what attention or MLP adds.
       va_activation: "tanh" keeps the output "va" in (-1, 1); "identity" leaves it free.
       position_bias: whether attention to the image has a learned bias per head, token and place.
-      readout: channels of every image token that one dense layer reads all at once, each task's
-        token starting from what it gives; 0: tokens start alike for every image.
+      readout: channels of every image token that one dense layer reads all at once; 0: none. What
+        it gives is added to the tokens: before the first layer, so that they do not start alike
+        for every image; in position "encoder" from the last patches, right before the heads.
       dtype: dtype of the activations; parameters and heads are float32.
       rngs: source of the parameters' keys.
 
     Raises:
-      ValueError: a layout or activation that does not exist, or sizes that do not divide.
+      ValueError: a layout, position or activation that does not exist, sizes that do not divide, or
+        a shared head where each token has an output of another size.
     """
-    if layout not in _LAYOUTS:
-      raise ValueError(f"layout {layout!r} of task tokens: use one of {list(_LAYOUTS)}")
+    _one_of("layout", layout, _LAYOUTS)
+    _one_of("position", position, _POSITIONS)
+    self.spans = _spans(outputs, layout)
+    self.token_names = tuple(itertools.chain.from_iterable(span.names for span in self.spans))
+    count = len(self.token_names)
+    inside = position == "encoder"
+    self.num_extra, self.input_length = count if inside else 0, input_length
+    if inside:
+      width, depth, position_bias = input_width, 0, False
     dtype = jnp.dtype(dtype)
     same = input_width == width
     self.project = None if same else nnx.Linear(input_width, width, dtype=dtype, rngs=rngs)
-    token_init = nnx.initializers.normal(1.0)
-    self.tokens = nnx.Param(token_init(rngs.params(), (len(outputs), width)))
+    self.tokens = nnx.Param(nnx.initializers.normal(1.0)(rngs.params(), (count, width)))
     bias_init = nnx.initializers.normal(_POSITION_BIAS)
-    bias_shape = (depth, num_heads, len(outputs), input_length)
+    bias_shape = (depth, num_heads, count, input_length)
     self.position_bias = nnx.Param(bias_init(rngs.params(), bias_shape)) if position_bias else None
-    sizes = dict(channels=readout, input_length=input_length, num_tokens=len(outputs))
+    sizes = dict(channels=readout, input_length=input_length, num_tokens=count)
     self.readout = Readout(input_width, width, **sizes, dtype=dtype, rngs=rngs) if readout else None
     block = dict(dropout_rate=dropout_rate, dtype=dtype, rngs=rngs)
     self.self_blocks = nnx.List(layers.Block(width, num_heads, **block) for _ in range(depth))
     self.cross_blocks = nnx.List(layers.CrossBlock(width, num_heads, **block) for _ in range(depth))
-    self.norm = nnx.LayerNorm(width, dtype=jnp.float32, rngs=rngs)
-    self.heads = Heads(outputs, width, va_activation, rngs=rngs)
+    self.norm = None if inside else nnx.LayerNorm(width, dtype=jnp.float32, rngs=rngs)
+    shared_head = layout != "task" if shared_head is None else shared_head
+    if shared_head and layout == "task":
+      raise ValueError(
+        "shared_head=True with layout 'task': tasks differ in the size of their outputs; use"
+        " shared_head=False, or layout 'elementary' or 'mixed'"
+      )
+    options = dict(shared=shared_head, heteroscedastic=heteroscedastic)
+    self.heads = Heads(self.spans, width, va_activation, **options, rngs=rngs)
+
+  def extra(self, batch: int) -> jax.Array:
+    """What the encoder carries in position "encoder": [batch, num_extra, input_width] float32."""
+    return jnp.broadcast_to(self.tokens[...], (batch, *self.tokens.shape))
 
   def __call__(
     self,
@@ -104,18 +163,24 @@ class TaskTokens(nnx.Module):
     """Decodes every task.
 
     Args:
-      tokens: [batch, length, input_width] of the encoder.
+      tokens: [batch, input_length + num_extra, input_width] of the encoder.
       train: whether dropout is on.
       rngs: holds a "dropout" stream while training with a rate above 0.
       attention: whether to give the maps too.
 
     Returns:
-      Task -> [batch, size] float32; with `attention` also "tokens" [depth, batch, heads, tasks,
-      tasks] and "image" [depth, batch, heads, tasks, length], tasks in the order of `outputs`.
+      Task -> [batch, size] float32, and if `heteroscedastic` "TASK/log_variance" -> the same shape,
+      [batch, 1] of the expression (the mean over its tokens). With `attention` also "tokens"
+      [depth, batch, heads, tasks, tasks] and "image" [depth, batch, heads, tasks, length] in the
+      order of `token_names`, all rows summing to 1; in position "encoder" {}, see `cut`.
     """
+    if self.num_extra:
+      image, x = tokens[:, : -self.num_extra], tokens[:, -self.num_extra :]
+      x = x if self.readout is None else x + self.readout(image)
+      return (self.heads(x), {}) if attention else self.heads(x)
     options = dict(train=train, rngs=rngs, attention=attention)
     image = tokens if self.project is None else self.project(tokens)
-    x = jnp.broadcast_to(self.tokens[...], (len(tokens), *self.tokens.shape)).astype(image.dtype)
+    x = self.extra(len(tokens)).astype(image.dtype)
     if self.readout is not None:
       x = x + self.readout(tokens)
     maps = {"tokens": [], "image": []}
@@ -130,6 +195,20 @@ class TaskTokens(nnx.Module):
     if attention:
       return outputs, {name: jnp.stack(of_layers) for name, of_layers in maps.items()}
     return outputs
+
+  def cut(self, maps: jax.Array) -> dict[str, jax.Array]:
+    """The tokens' own part of the maps of an encoder that carried them.
+
+    Args:
+      maps: [depth, batch, heads, all, all], the patches and then the tokens last.
+
+    Returns:
+      "tokens" [depth, batch, heads, tasks, tasks] and "image" [depth, batch, heads, tasks, length],
+      as in position "decoder", but a row is one softmax over both: its two parts sum to 1 together
+      (less what goes to tokens of the encoder's own before the patches, where it has any).
+    """
+    rows, num = maps[..., -self.num_extra :, :], self.num_extra
+    return {"tokens": rows[..., -num:], "image": rows[..., -num - self.input_length : -num]}
 
 
 class Readout(nnx.Module):
@@ -162,7 +241,13 @@ class Readout(nnx.Module):
 
 
 class Linear(nnx.Module):
-  """The mean of the encoder's tokens and one dense layer per task: the baseline."""
+  """The mean of the encoder's tokens and one dense layer per task: the baseline.
+
+  Attributes:
+    num_extra: 0, it has no tokens for the encoder to carry.
+  """
+
+  num_extra = 0
 
   def __init__(
     self,
@@ -170,13 +255,15 @@ class Linear(nnx.Module):
     outputs: Mapping[str, int],
     input_width: int,
     input_length: int,
+    heteroscedastic: bool = False,
     va_activation: str = "tanh",
     dtype: str | jnp.dtype = "float32",
     rngs: nnx.Rngs,
   ) -> None:
     """Builds the decoder; arguments as in `TaskTokens`. It is float32 whatever `dtype` is."""
     del dtype, input_length
-    self.heads = Heads(outputs, input_width, va_activation, rngs=rngs)
+    options = dict(shared=False, heteroscedastic=heteroscedastic)
+    self.heads = Heads(_spans(outputs, "task"), input_width, va_activation, **options, rngs=rngs)
 
   def __call__(
     self,
@@ -189,30 +276,142 @@ class Linear(nnx.Module):
     """Decodes every task as `TaskTokens` does; it has no maps to give."""
     del train, rngs
     pooled = tokens.astype(jnp.float32).mean(axis=1, keepdims=True)
-    outputs = self.heads(jnp.repeat(pooled, len(self.heads.tasks), axis=1))
+    outputs = self.heads(jnp.repeat(pooled, len(self.heads.spans), axis=1))
     return (outputs, {}) if attention else outputs
 
 
-class Heads(nnx.Module):
-  """One float32 dense layer per task: softmax and CCC need digits that bfloat16 lacks."""
+@dataclasses.dataclass(frozen=True)
+class Span:
+  """The tokens that stand for a task.
+
+  Attributes:
+    task: its name.
+    size: of its output.
+    first: index of its first token.
+    split: whether each number has a token of its own, or all have one.
+  """
+
+  task: str
+  size: int
+  first: int
+  split: bool
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    """Of the tokens."""
+    return tuple(f"{self.task}/{i}" for i in range(self.size)) if self.split else (self.task,)
+
+  def of(self, x: jax.Array) -> jax.Array:
+    """[batch, tokens, width] of all tasks -> [batch, tokens, width] of this one."""
+    return x[:, self.first : self.first + len(self.names)]
+
+
+def _spans(outputs: Mapping[str, int], layout: str) -> tuple[Span, ...]:
+  spans, first = [], 0
+  for task, size in outputs.items():
+    split = layout == "elementary" or (layout == "mixed" and task != _DISTRIBUTION)
+    spans.append(Span(task, size, first, split))
+    first += len(spans[-1].names)
+  return tuple(spans)
+
+
+class Projections(nnx.Module):
+  """Float32 dense layers from tokens to numbers: softmax and CCC need digits that bfloat16 lacks.
+
+  A task of one token has a layer of its own. The tokens of all others give one number each, by one
+  layer that they share or by a layer each.
+  """
 
   def __init__(
-    self, outputs: Mapping[str, int], width: int, va_activation: str, *, rngs: nnx.Rngs
+    self,
+    spans: tuple[Span, ...],
+    sizes: Mapping[str, int],
+    width: int,
+    *,
+    shared: bool,
+    kernel_init: nnx.Initializer,
+    rngs: nnx.Rngs,
   ) -> None:
-    """Builds the heads; see `TaskTokens`."""
-    if va_activation not in _VA_ACTIVATIONS:
-      raise ValueError(f"va_activation {va_activation!r}: use one of {list(_VA_ACTIVATIONS)}")
-    self.tasks, self.va_activation = tuple(outputs), va_activation
-    # Small, so that training starts from near-uniform answers whatever the encoder gives.
-    init = nnx.initializers.normal(0.02)
+    """Builds the layers; `sizes` are those of the tasks of one token."""
+    self.spans = spans
+    options = dict(kernel_init=kernel_init, rngs=rngs)
     self.dense = nnx.Dict(
-      {task: nnx.Linear(width, size, kernel_init=init, rngs=rngs) for task, size in outputs.items()}
+      {s.task: nnx.Linear(width, sizes[s.task], **options) for s in spans if not s.split}
     )
+    count = sum(len(s.names) for s in spans if s.split)
+    own = count and not shared
+    self.shared = nnx.Linear(width, 1, **options) if count and shared else None
+    self.separate = TokenLinear(count, width, **options) if own else None
 
   def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
-    """Maps [batch, tasks, width] to task -> [batch, size] float32 logits; "va" is activated."""
+    """Maps [batch, tokens, width] to task -> [batch, tokens], or [batch, size] of a single one."""
+    split = self._numbers(x)
+    return {s.task: split[s.task] if s.split else self.dense[s.task](x[:, s.first])
+            for s in self.spans}  # fmt: skip
+
+  def _numbers(self, x: jax.Array) -> dict[str, jax.Array]:
+    """All tokens of one number at once: task -> [batch, tokens]."""
+    spans = [s for s in self.spans if s.split]
+    if not spans:
+      return {}
+    x = jnp.concatenate([s.of(x) for s in spans], axis=1)
+    y = self.separate(x) if self.shared is None else self.shared(x)[..., 0]
+    ends = list(itertools.accumulate(s.size for s in spans))
+    return {s.task: y[:, end - s.size : end] for s, end in zip(spans, ends, strict=True)}
+
+
+class TokenLinear(nnx.Module):
+  """A dense layer of one output for each token, all in one product."""
+
+  def __init__(
+    self, tokens: int, width: int, *, kernel_init: nnx.Initializer, rngs: nnx.Rngs
+  ) -> None:
+    """Builds the layers."""
+    self.kernel = nnx.Param(kernel_init(rngs.params(), (tokens, width)))
+    self.bias = nnx.Param(jnp.zeros(tokens))
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps [batch, tokens, width] to [batch, tokens]."""
+    return jnp.einsum("btd,td->bt", x, self.kernel[...]) + self.bias[...][None]
+
+
+class Heads(Projections):
+  """Outputs of every task, and log-variances where they are asked for."""
+
+  def __init__(
+    self,
+    spans: tuple[Span, ...],
+    width: int,
+    va_activation: str,
+    *,
+    shared: bool,
+    heteroscedastic: bool,
+    rngs: nnx.Rngs,
+  ) -> None:
+    """Builds the heads; see `TaskTokens`."""
+    _one_of("va_activation", va_activation, _VA_ACTIVATIONS)
+    self.va_activation = va_activation
+    sizes = {s.task: s.size for s in spans}
+    options = dict(shared=shared, rngs=rngs)
+    super().__init__(spans, sizes, width, kernel_init=_HEAD_INIT, **options)
+    # Zeros: every variance is 1 at first, as if there were none.
+    sizes = {task: 1 if task == _DISTRIBUTION else size for task, size in sizes.items()}
+    zeros = dict(kernel_init=nnx.initializers.zeros, **options)
+    self.log_variance = Projections(spans, sizes, width, **zeros) if heteroscedastic else None
+
+  def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
+    """Maps [batch, tokens, width] to what `TaskTokens` gives; "va" is activated."""
     x = x.astype(jnp.float32)
-    outputs = {task: self.dense[task](x[:, index]) for index, task in enumerate(self.tasks)}
+    outputs = super().__call__(x)
     if "va" in outputs:
       outputs["va"] = _VA_ACTIVATIONS[self.va_activation](outputs["va"])
+    if self.log_variance is not None:
+      for task, s in self.log_variance(x).items():
+        one = task == _DISTRIBUTION
+        outputs[f"{task}/log_variance"] = s.mean(1, keepdims=True) if one else s
     return outputs
+
+
+def _one_of(name: str, value: str, allowed: Mapping[str, Any] | tuple[str, ...]) -> None:
+  if value not in allowed:
+    raise ValueError(f"{name} {value!r}: use one of {list(allowed)}")
