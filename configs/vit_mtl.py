@@ -10,6 +10,7 @@ weighted by learned uncertainties. What is known of the paper and what is our re
   python -m affjax.main --config=configs/vit_mtl.py:data=s_aff_wild2  # the licensed data
   python -m affjax.main --config=configs/vit_mtl.py:data=image_folder/my_set,metric=expression/f1
   python -m affjax.main --config=configs/vit_mtl.py:variant=S/16      # a larger encoder
+  python -m affjax.main --config=configs/vit_mtl.py --config.model.decoder.layout=elementary
 
 Arguments after the colon: data (synthetic_faces, ferplus, s_aff_wild2, image_folder, or one of them
 and its config: image_folder/my_set), variant (mu, Ti, S, B / patch size), steps, batch_size, metric

@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import debug_config
 from flax import nnx
 
-from affjax import losses
+import affjax
+from affjax import evaluate, losses, train
 from affjax.models import affect, decoders, layers
 
 OUTPUTS = {"va": 2, "expression": 8, "au": 12}
@@ -135,7 +137,7 @@ def permute(decoder, order):
 
 
 def permute_heads(decoder, order):
-  for heads in (decoder.heads, decoder.heads.log_variance):
+  for heads in (decoder.heads, decoder.heads.uncertainty):
     for x in (heads.separate.kernel, heads.separate.bias):
       x[...] = x[...][order]
 
@@ -234,7 +236,7 @@ def test_log_variances_start_from_zero_and_leave_the_rest_as_it_is(head):
 def test_the_log_variance_of_a_distribution_is_the_mean_over_its_tokens():
   heads = randomise(nnx.clone(small(layout="elementary", heteroscedastic=True).heads))
   x = jax.random.normal(jax.random.key(2), (3, 22, 32))
-  layer = heads.log_variance.shared
+  layer = heads.uncertainty.shared
   each = np.asarray(x @ layer.kernel[...])[..., 0] + np.asarray(layer.bias)
   outputs = heads(x)
   np.testing.assert_allclose(outputs["va/log_variance"], each[:, :2], atol=1e-5)
@@ -361,7 +363,7 @@ def test_impossible_decoders_are_errors_that_say_what_to_change(options, message
 def own_rows(heads, task):
   """What of the heads' gradients belongs to one task alone."""
   rows = []
-  for part in (heads, heads.get("log_variance", {})):
+  for part in (heads, heads.get("uncertainty", {})):
     rows += jax.tree.leaves(part.get("dense", {}).get(task, {}))
     split = [t for t in OUTPUTS if t not in part.get("dense", {})]
     if "separate" in part and task in split:
@@ -449,3 +451,22 @@ def test_mistakes_in_a_section_name_what_is_allowed():
     model(dict(name="decoder.TaskTokens"))
   with pytest.raises(ValueError, match="decoders has no 'TaskToken'; it has"):
     model(dict(name="decoders.TaskToken"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("position", ["decoder", "encoder"])
+def test_a_run_with_other_tokens_is_scored_and_predicts(position, tiny_faces, tmp_path):
+  leaves = dict(layout="elementary", position=position, heteroscedastic=True)
+  config = debug_config(steps=4, **{f"model__decoder__{k}": v for k, v in leaves.items()})
+  result = train.run(config, tmp_path, tiny_faces)
+  again = evaluate.run(config, tmp_path, tiny_faces, splits=("test",))
+  assert again["scores"]["test"] == result["scores"]["test"]
+  predictor = affjax.load(str(tmp_path))
+  images = np.zeros((2, 112, 112, 3), np.uint8)
+  sizes = {name: x.shape for name, x in predictor.outputs(images).items()}
+  variances = {"va/log_variance": 2, "expression/log_variance": 1, "au/log_variance": 12}
+  assert sizes == {name: (2, size) for name, size in (OUTPUTS | variances).items()}
+  prediction = predictor.predict(images)
+  assert len(prediction.va) == 2
+  assert len(prediction.expression_probability) == 8
+  assert len(prediction.au_probability) == 12

@@ -397,7 +397,7 @@ class Heads(Projections):
     # Zeros: every variance is 1 at first, as if there were none.
     sizes = {task: 1 if task == _DISTRIBUTION else size for task, size in sizes.items()}
     zeros = dict(kernel_init=nnx.initializers.zeros, **options)
-    self.log_variance = Projections(spans, sizes, width, **zeros) if heteroscedastic else None
+    self.uncertainty = Projections(spans, sizes, width, **zeros) if heteroscedastic else None
 
   def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
     """Maps [batch, tokens, width] to what `TaskTokens` gives; "va" is activated."""
@@ -405,8 +405,8 @@ class Heads(Projections):
     outputs = super().__call__(x)
     if "va" in outputs:
       outputs["va"] = _VA_ACTIVATIONS[self.va_activation](outputs["va"])
-    if self.log_variance is not None:
-      for task, s in self.log_variance(x).items():
+    if self.uncertainty is not None:
+      for task, s in self.uncertainty(x).items():
         one = task == _DISTRIBUTION
         outputs[f"{task}/log_variance"] = s.mean(1, keepdims=True) if one else s
     return outputs
