@@ -438,7 +438,10 @@ def _uncertain(
     return (logits / sigma)[None]
   if key is None:
     raise ValueError(f"samples={samples} of uncertain logits need a key")
-  return logits[None] + sigma[None] * jax.random.normal(key, (samples, *logits.shape))
+  # A row's draws do not depend on how many rows there are.
+  of_row = lambda row: jax.random.normal(jax.random.fold_in(key, row), (samples, logits.shape[1]))
+  noise = jax.vmap(of_row, out_axes=1)(jnp.arange(len(logits)))
+  return logits[None] + sigma[None] * noise
 
 
 def _log_mean_exp(x: jax.Array) -> jax.Array:
