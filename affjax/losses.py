@@ -365,7 +365,8 @@ def uncertainty_weighted(
     gaussian: the tasks whose loss is a mean squared error, for "kendall".
 
   Returns:
-    The scalar to minimise, and task -> the factor that its loss had in its term (0: dropped).
+    The scalar to minimise, and task -> the factor that its loss had in its term (0: dropped),
+    before the mean over dimensions.
 
   Raises:
     ValueError: `kind` is unknown, or a task lacks its log-variance or its `labelled`.

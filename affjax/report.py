@@ -212,10 +212,12 @@ def _ticks(low: float, high: float, log: bool) -> np.ndarray:
   """Round numbers that cover a range: 1, 2 and 5 times powers of ten, or evenly spaced."""
   if log:
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    round_numbers = np.array([m * 10.0**d for d in decades for m in (1, 2, 5)])
-    inside = round_numbers[(round_numbers >= low * 0.5) & (round_numbers <= high * 2)]
-    return inside[:: max(len(inside) // 7, 1)]
-  span = max(high - low, abs(high) * 1e-3, 1e-9)
+    fine = np.array([m * 10.0**d for d in decades for m in (1, 2, 5)])
+    tight = 1 + 1e-9  # 10.0**-2 and 0.01 may differ in their last bit
+    fine = fine[fine.searchsorted(low * tight) - 1 : fine.searchsorted(high / tight) + 1]
+    return fine if len(fine) <= 12 else 10.0 ** np.array(decades)
+  span = max(high - low, abs(high) * 0.1, 1e-9)
   power = 10.0 ** math.floor(math.log10(span / 4))
   step = next(m * power for m in (1, 2, 5, 10) if span / (m * power) <= 5)
-  return np.arange(math.floor(low / step), math.ceil(high / step) + 1) * step
+  first = math.floor(low / step)
+  return np.arange(first, max(math.ceil(high / step), first + 1) + 1) * step

@@ -285,14 +285,14 @@ def test_what_is_not_labelled_has_exactly_no_gradient_in_any_form(weighting):
   state = jax.jit(procedure.init)()
   step = jax.jit(procedure.train_step)
   learned = ["va", "expression", "au"] if weighting not in ("equal", "predicted") else []
-  assert list(state.params.get("log_variance", {})) == learned
+  assert set(state.params.get("log_variance", {})) == set(learned)
   batch = toy_batch()
   for task, dimension in (("va", None), ("expression", None), ("au", None), ("va", 1)):
     after, logged = step(state, without(batch, task, dimension))
     gradient = jax.device_get(after.opt_state.trace)
     own = (..., slice(None) if dimension is None else dimension)
     for name, head in gradient["model"]["heads"].items():
-      if name.startswith(task) and (dimension is None or "/" not in name or task == "va"):
+      if name.startswith(task):
         assert (head["kernel"][own] == 0).all(), name
         assert (head["bias"][own] == 0).all(), name
       else:
@@ -513,8 +513,9 @@ def test_sam_takes_the_gradient_a_radius_up_the_slope_of_the_same_view_and_dropo
   assert differ(aware["model"], expected["model"]) < 1e-4
   assert differ(aware["model"], plain["model"]) > 0.02
   # What is not the network's is as without.
-  jax.tree.map(np.testing.assert_array_equal, aware["log_variance"], plain["log_variance"])
-  jax.tree.map(np.testing.assert_array_equal, of_aware, statistics)
+  close = lambda found, expected: np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+  jax.tree.map(close, aware["log_variance"], plain["log_variance"])
+  jax.tree.map(close, of_aware, statistics)
 
 
 def test_sam_of_a_vanishing_radius_is_the_base_step():
@@ -533,7 +534,7 @@ def test_sam_in_micro_batches_is_that_of_the_whole_batch():
   pieces, _ = gradient_and_log(toy(PARTS, options), batch)
   assert differ(whole, pieces) < 1e-5
   _, plain = gradient_and_log(toy(1), batch)
-  assert logged["loss"] == plain["loss"]  # of the parameters as they are
+  assert logged["loss"] == pytest.approx(plain["loss"], rel=1e-6)  # of the parameters as they are
 
 
 def test_sam_stays_where_there_is_no_slope():
