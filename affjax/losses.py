@@ -6,13 +6,14 @@ exactly 0. All are plain reductions, so a batch sharded over devices gives the l
 """
 
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-_LOG_VARIANCE_LIMIT = 6.0
+WEIGHTINGS = ("simple", "kendall", "liebel", "equal")
+LOG_VARIANCE_LIMIT = 6.0
 
 
 def ccc_loss(prediction: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Array:
@@ -110,23 +111,63 @@ def focal_cross_entropy(
     ValueError: an option outside its range, or of another length.
   """
   _check_range("gamma", gamma, 0.0)
-  _check_range("label_smoothing", label_smoothing, 0.0, 1.0)
-  _check_range("adjustment_temperature", adjustment_temperature, 0.0)
   logits, target, mask = _labelled_entries(logits, target, mask)
   classes = target.shape[-1]
-  if logit_adjustment is not None:
-    prior = _weights("logit_adjustment", logit_adjustment, classes)
-    share = jnp.where(prior > 0, prior / prior.sum(), 1.0)
-    logits += adjustment_temperature * jnp.log(share)[None, :]
-  rows = mask
-  if class_weights is not None:
-    weights = _weights("class_weights", class_weights, classes)
-    rows *= (target * weights[None, :]).sum(-1)
-  target = (1.0 - label_smoothing) * target + label_smoothing / classes
+  logits += _log_prior(logit_adjustment, adjustment_temperature, classes)
+  rows = _row_weights(target, mask, class_weights)
   log_p = jax.nn.log_softmax(logits)
+  target = _smooth(target, label_smoothing)
   if gamma:
     target *= jnp.exp(gamma * _log_not(log_p))
   return _mean(-(target * log_p).sum(-1), mask, rows)
+
+
+def heteroscedastic_cross_entropy(
+  logits: jax.Array,
+  target: jax.Array,
+  mask: jax.Array,
+  log_variance: jax.Array | None = None,
+  key: jax.Array | None = None,
+  samples: int = 10,
+  label_smoothing: float = 0.0,
+  class_weights: Sequence[float] | None = None,
+  logit_adjustment: Sequence[float] | None = None,
+  adjustment_temperature: float = 1.0,
+) -> jax.Array:
+  """Cross-entropy of logits that are known up to a variance, which the model predicts per image.
+
+  Of the mean over T samples of softmax(f + sigma e), e ~ N(0, 1) for each class, sigma = exp(s/2):
+  Kendall and Gal (2017, arXiv:1703.04977; their equation 12, RECALL). Minus the logarithm of a mean
+  of few samples is above that of the expectation, by a part in T. With `samples=0` the softmax of
+  f / tau, tau = exp(s/2), and nothing is drawn. What Tallec et al. (2022, arXiv:2208.03506) do with
+  an uncertainty of each image is not known to us. "A temperature, averaged by Monte Carlo" is
+  ambiguous, as a temperature leaves nothing to average; that these are the two readings, and the
+  first the default, is INFERRED.
+
+  Args:
+    logits: [batch, classes].
+    target: [batch, classes] a distribution.
+    mask: [batch] 1 = labelled.
+    log_variance: [batch, 1] s, one for all classes, or [batch, classes]; used within [-6, 6] as by
+      `uncertainty_weighted`. None: the logits are exact, as in `cross_entropy`.
+    key: of the samples.
+    samples: T; 0: the temperature.
+    label_smoothing: see `cross_entropy`, as are the rest; the prior is added to what noise or
+      temperature have made of the logits.
+    class_weights: weights of the classes.
+    logit_adjustment: the prior.
+    adjustment_temperature: its factor.
+
+  Raises:
+    ValueError: an option outside its range or of another length, or samples without a key.
+  """
+  uncertain = _uncertain(logits, log_variance, mask, key, samples)
+  logits, target, mask = _labelled_entries(logits, target, mask)
+  classes = target.shape[-1]
+  uncertain += _log_prior(logit_adjustment, adjustment_temperature, classes)[None]
+  rows = _row_weights(target, mask, class_weights)
+  log_p = _log_mean_exp(jax.nn.log_softmax(uncertain))
+  return _mean(-(_smooth(target, label_smoothing) * log_p).sum(-1), mask, rows)
 
 
 def binary_cross_entropy(
@@ -184,6 +225,41 @@ def binary_focal_cross_entropy(
   return _mean(positive - negative, mask)
 
 
+def heteroscedastic_binary_cross_entropy(
+  logits: jax.Array,
+  target: jax.Array,
+  mask: jax.Array,
+  log_variance: jax.Array | None = None,
+  key: jax.Array | None = None,
+  samples: int = 10,
+  positive_weight: Sequence[float] | None = None,
+) -> jax.Array:
+  """Binary cross-entropy of logits that are known up to a variance, predicted for each image.
+
+  As `heteroscedastic_cross_entropy`, with a sigmoid of each unit for the softmax: INFERRED, Kendall
+  and Gal write of classes alone.
+
+  Args:
+    logits: [batch, units].
+    target: [batch, units] in [0, 1].
+    mask: [batch, units] 1 = labelled.
+    log_variance: [batch, units] s; None: `binary_cross_entropy`.
+    key: of the samples.
+    samples: T; 0: the temperature.
+    positive_weight: [units] as in `binary_cross_entropy`.
+
+  Raises:
+    ValueError: an option outside its range or of another length, or samples without a key.
+  """
+  uncertain = _uncertain(logits, log_variance, mask, key, samples)
+  logits, target, mask = _labelled_entries(logits, target, mask)
+  on, off = (_log_mean_exp(jax.nn.log_sigmoid(x)) for x in (uncertain, -uncertain))
+  positive, negative = -target * on, (1.0 - target) * off
+  if positive_weight is not None:
+    positive *= _weights("positive_weight", positive_weight, target.shape[-1])[None, :]
+  return _mean(positive - negative, mask)
+
+
 def mean_squared_error(prediction: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Array:
   """Mean of the squared differences over the labelled entries.
 
@@ -196,9 +272,55 @@ def mean_squared_error(prediction: jax.Array, target: jax.Array, mask: jax.Array
   return _mean((prediction - target) ** 2, mask)
 
 
-def labelled(mask: jax.Array) -> jax.Array:
-  """Says whether a batch has any label of a task: float32 scalar, 0 or 1."""
-  return (jnp.asarray(mask) > 0).any().astype(jnp.float32)
+def gaussian_nll(
+  prediction: jax.Array,
+  target: jax.Array,
+  mask: jax.Array,
+  log_variance: jax.Array | None = None,
+) -> jax.Array:
+  """Negative log-likelihood under normal errors whose variance the model predicts per image.
+
+  Mean over the labelled entries of exp(-s) (y - x)^2 / 2 + s / 2, in nats but for the constant
+  log(2 pi) / 2: Kendall and Gal (2017, arXiv:1703.04977).
+
+  Args:
+    prediction: [batch, dimensions].
+    target: [batch, dimensions].
+    mask: [batch, dimensions] 1 = labelled.
+    log_variance: [batch, dimensions] s, used within [-6, 6] as by `uncertainty_weighted`; None: 0,
+      which is half of `mean_squared_error`.
+
+  Returns:
+    Scalar; below 0 where errors are small and known to be.
+  """
+  log_variance = jnp.zeros_like(prediction) if log_variance is None else log_variance
+  s, _, _ = _labelled_entries(log_variance, log_variance, mask)
+  prediction, target, mask = _labelled_entries(prediction, target, mask)
+  s = _within_limits(s)
+  return _mean(0.5 * jnp.exp(-s) * (prediction - target) ** 2 + 0.5 * s, mask)
+
+
+def per_dimension(loss: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+  """Makes of a loss of [batch, dimensions] one that gives a value for each dimension.
+
+  Args:
+    loss: such as `ccc_loss` or `mean_squared_error`, of (prediction, target, mask).
+
+  Returns:
+    A function of the same arguments: [dimensions], what `loss` is of each alone.
+  """
+  of_one = lambda *columns: loss(*(column[:, None] for column in columns))
+  return jax.vmap(of_one, in_axes=1)
+
+
+def labelled(mask: jax.Array, axis: int | None = None) -> jax.Array:
+  """Says whether a batch has any label of a task: float32, 0 or 1.
+
+  Args:
+    mask: 1 = labelled.
+    axis: 0 says it for each dimension; None, for all of them together.
+  """
+  return (jnp.asarray(mask) > 0).any(axis).astype(jnp.float32)
 
 
 def uncertainty_weighted(
@@ -206,50 +328,126 @@ def uncertainty_weighted(
   labelled: Mapping[str, jax.Array],
   log_variances: Mapping[str, jax.Array],
   kind: str = "simple",
+  gaussian: Collection[str] = ("va",),
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Sums the losses of the tasks, each weighted by a learned uncertainty.
+  """Sums the losses of the tasks, each weighted by a learned uncertainty s = log sigma^2.
 
-  After Kendall, Gal and Cipolla (2018, arXiv:1705.07115), as Tallec et al. (2022,
-  arXiv:2208.03506) use the idea for affect; their exact formula is not public. `simple` is
-  sum of exp(-s) L + s. It differs from a Gaussian likelihood by the halves, which a CCC loss has
-  no claim to. Its minimum over s is at s = log L, so a task's scale does not matter.
+  As Tallec et al. (2022, arXiv:2208.03506) do for affect; their exact formula is not public, so
+  each of these is a reading of it: INFERRED. Of a loss L > 0 that stays as it is, the minimum over
+  s lies where the last column says.
+
+    kind       a task's term                                                s at the minimum
+    simple     exp(-s) L + s                                                log L
+    kendall    exp(-s) L / 2 + s / 2   where L is a mean squared error      log L
+               exp(-s) L + s / 2       where L is a cross-entropy           log 2L
+    liebel     exp(-s) L / 2 + log(1 + exp(s))                              log(l + sqrt(l^2 + 2l)),
+                                                                            l = L / 4
+    equal      L; nothing is learned
+
+  - `kendall` is Kendall, Gal and Cipolla (2018, arXiv:1705.07115): the likelihood of normal errors,
+    and an approximation to that of a softmax of temperature sigma^2, which we take for sigmoids
+    too. A CCC is no likelihood, so it has no place there.
+  - `liebel` is Liebel and Koerner (2018, arXiv:1805.06334), whose penalty never falls below 0.
+  - `simple` drops the halves, which a CCC has no claim to. A task's scale does not matter to it: at
+    its minimum over s the objective is 1 + log L, and so its gradient that of log L.
+
+  A task may come as one loss and one s, or as one of each for every dimension. Of dimensions, the
+  mean counts, over those that are labelled (a joint likelihood would be their sum): so a task has
+  as much of a say either way.
 
   Args:
-    losses: task -> scalar.
-    labelled: task -> bool or 0/1 scalar, whether the batch has labels of the task. A task without
-      drops out whole: with its `+ s` kept, s would run to minus infinity.
-    log_variances: task -> learned scalar s, used within [-6, 6]. An s beyond a limit has the
-      gradient that leads back and none that leads further out.
-    kind: "simple".
+    losses: task -> scalar, or [dimensions].
+    labelled: task -> bool or 0/1 of the same shape, whether the batch has such labels. What has
+      none drops out whole: with its `+ s` kept, s would run to minus infinity.
+    log_variances: task -> learned s of the same shape, used within [-6, 6]. An s beyond a limit has
+      the gradient that leads back and none that leads further out. Unused by "equal".
+    kind: of WEIGHTINGS.
+    gaussian: the tasks whose loss is a mean squared error, for "kendall".
 
   Returns:
-    The scalar to minimise, and task -> the weight exp(-s) that its loss had (0: dropped).
+    The scalar to minimise, and task -> the factor that its loss had in its term (0: dropped),
+    before the mean over dimensions.
 
   Raises:
     ValueError: `kind` is unknown, or a task lacks its log-variance or its `labelled`.
   """
-  if kind != "simple":
-    raise ValueError(f"kind {kind!r} of uncertainty weighting: use 'simple'")
+  if kind not in WEIGHTINGS:
+    raise ValueError(
+      f"kind {kind!r} of uncertainty weighting: use one of {', '.join(map(repr, WEIGHTINGS))}"
+    )
+  needed = {"labelled": labelled} | ({"log_variances": log_variances} if kind != "equal" else {})
   total, weights = jnp.zeros((), jnp.float32), {}
   for task, loss in losses.items():
-    for name, given in (("labelled", labelled), ("log_variances", log_variances)):
+    for name, given in needed.items():
       if task not in given:
         raise ValueError(f"{name} has no {task!r} but losses has; it has {sorted(given)}")
-    present = jnp.asarray(labelled[task]) > 0
     loss = jnp.asarray(loss, jnp.float32)
-    s = _within_limits(jnp.asarray(log_variances[task], jnp.float32), loss)
-    total += jnp.where(present, jnp.exp(-s) * loss + s, 0.0)
-    weights[task] = jax.lax.stop_gradient(jnp.where(present, jnp.exp(-s), 0.0))
+    present = jnp.asarray(labelled[task]) > 0
+    weight, penalty = jnp.ones_like(loss), 0.0
+    if kind != "equal":
+      s = _within_limits(jnp.asarray(log_variances[task], jnp.float32))
+      weight, penalty = _weight_and_penalty(kind, s, task in gaussian)
+    term = jnp.where(present, weight * loss + penalty, 0.0)
+    total += term.sum() / jnp.maximum(present.sum(), 1) if term.ndim else term
+    weights[task] = jax.lax.stop_gradient(jnp.where(present, weight, 0.0))
   return total, weights
 
 
-def _within_limits(s: jax.Array, loss: jax.Array) -> jax.Array:
+def _weight_and_penalty(kind: str, s: jax.Array, gaussian: bool) -> tuple[jax.Array, jax.Array]:
+  if kind == "simple":
+    return jnp.exp(-s), s
+  if kind == "kendall":
+    return (0.5 if gaussian else 1.0) * jnp.exp(-s), 0.5 * s
+  return 0.5 * jnp.exp(-s), jax.nn.softplus(s)
+
+
+@jax.custom_vjp
+def _within_limits(s: jax.Array) -> jax.Array:
   """Clips `s`; its gradient passes unless a step down it would lead further out."""
-  clipped = jax.lax.stop_gradient(jnp.clip(s, -_LOG_VARIANCE_LIMIT, _LOG_VARIANCE_LIMIT))
-  slope = jax.lax.stop_gradient(1.0 - jnp.exp(-clipped) * loss)
-  outward = ((s > _LOG_VARIANCE_LIMIT) & (slope < 0)) | ((s < -_LOG_VARIANCE_LIMIT) & (slope > 0))
-  # Worth `clipped`: what is added is 0, and carries the gradient.
-  return clipped + jnp.where(outward, 0.0, s - jax.lax.stop_gradient(s))
+  return jnp.clip(s, -LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT)
+
+
+def _clip_forward(s: jax.Array) -> tuple[jax.Array, jax.Array]:
+  return _within_limits(s), s
+
+
+def _clip_backward(s: jax.Array, slope: jax.Array) -> tuple[jax.Array]:
+  outward = ((s > LOG_VARIANCE_LIMIT) & (slope < 0)) | ((s < -LOG_VARIANCE_LIMIT) & (slope > 0))
+  return (jnp.where(outward, 0.0, slope),)
+
+
+# By the slope that arrives, so that the rule is the same for every form that s stands in.
+_within_limits.defvjp(_clip_forward, _clip_backward)
+
+
+def _uncertain(
+  logits: jax.Array,
+  log_variance: jax.Array | None,
+  mask: jax.Array,
+  key: jax.Array | None,
+  samples: int,
+) -> jax.Array:
+  """[samples or 1, batch, n] what the logits may be, see `heteroscedastic_cross_entropy`."""
+  if isinstance(samples, bool) or not isinstance(samples, int) or samples < 0:
+    raise ValueError(f"samples={samples!r}: use an integer >= 0 (0: a temperature)")
+  logits, _, _ = _labelled_entries(logits, logits, mask)
+  if log_variance is None:
+    return logits[None]
+  s, _, _ = _labelled_entries(log_variance, log_variance, mask)
+  sigma = jnp.exp(0.5 * _within_limits(s))
+  if not samples:
+    return (logits / sigma)[None]
+  if key is None:
+    raise ValueError(f"samples={samples} of uncertain logits need a key")
+  # A row's draws do not depend on how many rows there are.
+  of_row = lambda row: jax.random.normal(jax.random.fold_in(key, row), (samples, logits.shape[1]))
+  noise = jax.vmap(of_row, out_axes=1)(jnp.arange(len(logits)))
+  return logits[None] + sigma[None] * noise
+
+
+def _log_mean_exp(x: jax.Array) -> jax.Array:
+  """[samples, ...] -> [...]; a single sample comes back as it is."""
+  return jax.nn.logsumexp(x, 0) - np.log(len(x)) if len(x) > 1 else x[0]
 
 
 def _labelled_entries(
@@ -266,6 +464,33 @@ def _mean(values: jax.Array, mask: jax.Array, weights: jax.Array | None = None) 
   """Sum by `weights` (None: the mask), divided by the number of labelled entries."""
   weights = mask if weights is None else weights
   return (values * weights).sum() / jnp.maximum(mask.sum(), 1.0)
+
+
+def _smooth(target: jax.Array, label_smoothing: float) -> jax.Array:
+  _check_range("label_smoothing", label_smoothing, 0.0, 1.0)
+  return (1.0 - label_smoothing) * target + label_smoothing / target.shape[-1]
+
+
+def _log_prior(
+  logit_adjustment: Sequence[float] | None, temperature: float, classes: int
+) -> jax.Array:
+  """[1, classes] what is added to the logits, see `cross_entropy`."""
+  _check_range("adjustment_temperature", temperature, 0.0)
+  if logit_adjustment is None:
+    return jnp.zeros((1, classes))
+  prior = _weights("logit_adjustment", logit_adjustment, classes)
+  share = jnp.where(prior > 0, prior / prior.sum(), 1.0)
+  return temperature * jnp.log(share)[None, :]
+
+
+def _row_weights(
+  target: jax.Array, mask: jax.Array, class_weights: Sequence[float] | None
+) -> jax.Array:
+  """[batch] what each row counts for, see `cross_entropy`."""
+  if class_weights is None:
+    return mask
+  weights = _weights("class_weights", class_weights, target.shape[-1])
+  return mask * (target * weights[None, :]).sum(-1)
 
 
 def _log_not(log_p: jax.Array) -> jax.Array:

@@ -25,6 +25,7 @@ from affjax import (
 from affjax.data import pipeline
 
 PICTURE = "first_batch.png"
+WEIGHTS = "weights.png"
 
 
 class Stop:
@@ -104,6 +105,8 @@ def run(config: Mapping[str, Any], where: Path, data_dir: str | None = None) -> 
   if not finished:
     print(f"stopped by signal {stop.signal}; the same command continues", flush=True)
     raise SystemExit(128 + (stop.signal or signal.SIGTERM))
+  if primary:
+    report.save_weights(where / WEIGHTS, where / monitor.LOG)
   return evaluate.score(config, where, data, procedure, mesh)
 
 

@@ -177,7 +177,12 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
   for task in ("expression", "au"):
     config.losses[task].update(kind.get(task, {}))
   config.procedure = dict(
-    name="supervised.Supervised", weighting="simple", ema_decay=0.998, mixup_alpha=0.0
+    name="supervised.Supervised",
+    weighting="simple",  # "kendall" (not with a CCC loss), "liebel", "equal"
+    per_dimension=False,  # whether valence and arousal have a weight each
+    sam_radius=0.0,  # of sharpness-aware minimisation; 0: off
+    ema_decay=0.998,
+    mixup_alpha=0.0,
   )
   config.optimizer = dict(
     name="optim.adamw",

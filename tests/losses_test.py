@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from scipy import special
+from scipy import special, stats
 
 from affjax import losses
 
@@ -15,6 +15,12 @@ ROW_LOSSES = {
   "weighted_cross_entropy": functools.partial(losses.cross_entropy, class_weights=WEIGHTS),
   "adjusted_cross_entropy": functools.partial(losses.cross_entropy, logit_adjustment=[5, 0, 3]),
   "focal_cross_entropy": losses.focal_cross_entropy,
+  "tempered_cross_entropy": lambda logits, *args: losses.heteroscedastic_cross_entropy(
+    logits, *args, 0.3 * logits, samples=0
+  ),
+  "noisy_cross_entropy": lambda logits, *args: losses.heteroscedastic_cross_entropy(
+    logits, *args, logits[:, :1], jax.random.key(0)
+  ),
 }
 ENTRY_LOSSES = {
   "ccc_loss": losses.ccc_loss,
@@ -24,6 +30,10 @@ ENTRY_LOSSES = {
   ),
   "binary_focal_cross_entropy": losses.binary_focal_cross_entropy,
   "mean_squared_error": losses.mean_squared_error,
+  "gaussian_nll": lambda prediction, *args: losses.gaussian_nll(prediction, *args, prediction),
+  "noisy_binary_cross_entropy": lambda logits, *args: losses.heteroscedastic_binary_cross_entropy(
+    logits, *args, 0.3 * logits, jax.random.key(0)
+  ),
 }
 ALL_LOSSES = ROW_LOSSES | ENTRY_LOSSES
 
@@ -285,57 +295,279 @@ def test_labelled_says_whether_any_entry_is():
   assert losses.labelled(mask) == 1
 
 
-def total_and_slopes(task_losses, labelled, s):
-  def total(task_losses, s):
-    return losses.uncertainty_weighted(task_losses, labelled, s)[0]
-
-  return jax.value_and_grad(total, (0, 1))(task_losses, s)
-
-
-def test_simple_uncertainty_is_stationary_at_the_logarithm_of_the_loss():
-  task_losses = {"va": 0.5, "expression": 2.0, "au": 0.3}
-  s = {task: jnp.log(loss) for task, loss in task_losses.items()}
-  total, (_, slopes) = total_and_slopes(task_losses, dict.fromkeys(s, True), s)
-  np.testing.assert_allclose(total, sum(1 + np.log(loss) for loss in task_losses.values()), 1e-6)
-  np.testing.assert_allclose(list(slopes.values()), 0, atol=1e-6)
+def test_labelled_of_an_axis_says_it_for_each_dimension():
+  mask = np.zeros((4, 2))
+  mask[2, 1] = 1
+  np.testing.assert_array_equal(losses.labelled(mask, 0), [0, 1])
 
 
-def test_simple_uncertainty_reports_the_weights_it_used():
-  total, weights = losses.uncertainty_weighted(
-    {"va": 0.5, "au": 2.0}, {"va": 1.0, "au": 1.0}, {"va": 0.3, "au": -1.0}
+# Variances that the model predicts.
+
+
+def uncertain_batch(name, columns=3):
+  prediction, target, mask = batch(name, columns=columns)
+  s = np.random.default_rng(1).uniform(-2, 2, prediction.shape).astype(np.float32)
+  s[~(mask > 0)] = np.nan
+  return prediction, target, mask, s
+
+
+def test_gaussian_nll_is_the_normal_density_s_logarithm_but_for_its_constant():
+  prediction, target, mask, s = uncertain_batch("mean_squared_error")
+  keep = mask > 0
+  density = stats.norm.logpdf(target[keep], prediction[keep], np.exp(s[keep] / 2))
+  expected = -density.mean() - np.log(2 * np.pi) / 2
+  found = losses.gaussian_nll(prediction, target, mask, s)
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  plain = losses.mean_squared_error(prediction, target, mask)
+  np.testing.assert_allclose(losses.gaussian_nll(prediction, target, mask), plain / 2, rtol=1e-6)
+
+
+def test_a_predicted_log_variance_is_clipped_and_can_only_come_back():
+  s = jnp.array([[7.0, 7.0, -7.0, -7.0]])
+  error = jnp.exp(jnp.array([[4.0, 2.0, -4.0, -2.0]]))
+  of = lambda s: losses.gaussian_nll(error, 0 * error, jnp.ones((1, 4)), s)
+  loss, slope = jax.value_and_grad(of)(s)
+  limit = np.array([6, 6, -6, -6])
+  expected = np.exp(-limit) * np.asarray(error[0]) ** 2 / 2 + limit / 2
+  np.testing.assert_allclose(loss, expected.mean(), rtol=1e-5)
+  np.testing.assert_array_equal(slope[0] == 0, [True, False, True, False])
+  assert slope[0, 1] > 0 > slope[0, 3]
+
+
+def test_the_mean_of_many_noisy_softmaxes_is_the_integral():
+  f, sigma = np.array([0.7, -0.2]), 1.5
+  # Of two classes the difference of the logits is normal, of variance 2 sigma^2.
+  x, weight = special.roots_hermitenorm(80)
+  weight = weight / weight.sum()
+  p = (weight * special.expit(f[0] - f[1] + np.sqrt(2) * sigma * x)).sum()
+  args = [np.array(x, np.float32) for x in ([f], [[0.8, 0.2]], [1.0])]
+  s, key = np.full((1, 1), 2 * np.log(sigma), np.float32), jax.random.key(0)
+  found = losses.heteroscedastic_cross_entropy(*args, s, key, samples=40_000)
+  np.testing.assert_allclose(found, -0.8 * np.log(p) - 0.2 * np.log(1 - p), rtol=0.01)
+  q = [(weight * special.expit(v + sigma * x)).sum() for v in f]
+  binary = losses.heteroscedastic_binary_cross_entropy(
+    args[0], np.array([[1, 0]], np.float32), np.ones((1, 2)), s * np.ones((1, 2)), key, 40_000
   )
-  np.testing.assert_allclose([weights["va"], weights["au"]], np.exp([-0.3, 1.0]), rtol=1e-6)
-  np.testing.assert_allclose(total, 0.5 * np.exp(-0.3) + 0.3 + 2 * np.exp(1) - 1, rtol=1e-6)
+  np.testing.assert_allclose(binary, -(np.log(q[0]) + np.log(1 - q[1])) / 2, rtol=0.01)
 
 
-def test_a_task_without_labels_drops_both_its_loss_and_its_uncertainty():
-  task_losses = {"va": 0.5, "au": 0.0}
-  s = {"va": 0.2, "au": -0.7}
-  total, (loss_slopes, slopes) = total_and_slopes(task_losses, {"va": True, "au": False}, s)
-  alone, _ = losses.uncertainty_weighted({"va": 0.5}, {"va": True}, {"va": 0.2})
-  assert total == alone
-  assert loss_slopes["au"] == 0
-  assert slopes["au"] == 0
+def test_without_samples_the_logits_have_a_temperature():
+  logits, target, mask, s = uncertain_batch("cross_entropy")
+  found = losses.heteroscedastic_cross_entropy(logits, target, mask, s, samples=0)
+  expected = losses.cross_entropy(logits / np.exp(s / 2), target, mask)
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+  logits, target, mask, s = uncertain_batch("binary_cross_entropy")
+  found = losses.heteroscedastic_binary_cross_entropy(logits, target, mask, s, samples=0)
+  expected = losses.binary_cross_entropy(logits / np.exp(s / 2), target, mask)
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("s", [None, np.full((64, 3), -60, np.float32)])
+def test_logits_without_uncertainty_have_the_plain_loss(s):
+  options = dict(label_smoothing=0.1, class_weights=WEIGHTS, logit_adjustment=[5, 0, 3])
+  args, key = batch("cross_entropy"), None if s is None else jax.random.key(0)
+  tolerance = dict(rtol=1e-6) if s is None else dict(rtol=0.01)  # sigma is exp(-3) at least
+  found = losses.heteroscedastic_cross_entropy(*args, s, key, **options)
+  np.testing.assert_allclose(found, losses.cross_entropy(*args, **options), **tolerance)
+  args = batch("binary_cross_entropy")
+  found = losses.heteroscedastic_binary_cross_entropy(*args, s, key, positive_weight=WEIGHTS)
+  expected = losses.binary_cross_entropy(*args, positive_weight=WEIGHTS)
+  np.testing.assert_allclose(found, expected, **tolerance)
+
+
+def test_noise_is_that_of_the_key_and_uncertainty_of_a_wrong_answer_pays():
+  logits, target = np.array([[3.0, 0, 0]], np.float32), np.eye(3, dtype=np.float32)
+  loss = lambda right, s, key: losses.heteroscedastic_cross_entropy(
+    logits, target[[0 if right else 1]], np.ones(1), np.full((1, 1), s, np.float32), key, 1000
+  )
+  first, second = jax.random.split(jax.random.key(0))
+  assert loss(True, 1, first) == loss(True, 1, first) != loss(True, 1, second)
+  assert loss(False, 3, first) < loss(False, -3, first)
+  assert loss(True, 3, first) > loss(True, -3, first)
 
 
 @pytest.mark.parametrize(
-  ("s", "loss", "slope"),
+  ("options", "said"),
   [
-    (7.0, np.exp(7.0), 0.0),  # wants further out: held
-    (7.0, 1.0, 1 - np.exp(-6.0)),  # wants back: free
-    (-7.0, np.exp(-7.0), 0.0),
-    (-7.0, 1.0, 1 - np.exp(6.0)),
+    ({"samples": -1}, "samples=-1: use an integer >= 0"),
+    ({"samples": 2.5}, "samples=2.5"),
+    ({"samples": 3}, "samples=3 of uncertain logits need a key"),
   ],
 )
-def test_a_log_variance_beyond_its_limit_can_only_come_back(s, loss, slope):
-  total, (_, slopes) = total_and_slopes({"va": loss}, {"va": True}, {"va": s})
-  limit = np.sign(s) * 6
-  np.testing.assert_allclose(total, np.exp(-limit) * loss + limit, rtol=1e-5)
-  np.testing.assert_allclose(slopes["va"], slope, rtol=1e-5)
+def test_samples_that_make_no_sense_are_named(options, said):
+  args = uncertain_batch("cross_entropy")
+  for loss in (losses.heteroscedastic_cross_entropy, losses.heteroscedastic_binary_cross_entropy):
+    with pytest.raises(ValueError, match=said):
+      loss(*args[:2], np.ones((64, 3)), args[3], **options)
+
+
+# Weights that are learned.
+
+KINDS = ["simple", "kendall", "kendall of a squared error", "liebel"]
+# What a loss weighs, and what is added, at s.
+FORMS = {
+  "simple": (lambda s: np.exp(-s), lambda s: s),
+  "kendall": (lambda s: np.exp(-s), lambda s: s / 2),
+  "kendall of a squared error": (lambda s: np.exp(-s) / 2, lambda s: s / 2),
+  "liebel": (lambda s: np.exp(-s) / 2, lambda s: np.log1p(np.exp(s))),
+}
+# s where the term is least. Of liebel u = exp(s) solves u^2 = (1 + u) L / 2.
+STATIONARY = {
+  "simple": lambda loss: np.log(loss),
+  "kendall": lambda loss: np.log(2 * loss),
+  "kendall of a squared error": lambda loss: np.log(loss),
+  "liebel": lambda loss: np.log(loss / 4 + np.sqrt(loss**2 / 16 + loss / 2)),
+}
+
+
+def weighted(kind, task_losses, labelled, s):
+  gaussian = list(task_losses) if kind == "kendall of a squared error" else []
+  kind = kind.partition(" ")[0]
+  return losses.uncertainty_weighted(task_losses, labelled, s, kind, gaussian)
+
+
+def total_and_slopes(kind, task_losses, labelled, s):
+  of = lambda task_losses, s: weighted(kind, task_losses, labelled, s)[0]
+  return jax.value_and_grad(of, (0, 1))(
+    jax.tree.map(jnp.float32, task_losses), jax.tree.map(jnp.float32, s)
+  )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_form_is_its_formula_and_reports_the_weights_it_used(kind):
+  task_losses, s = {"va": 0.5, "au": 2.0}, {"va": 0.3, "au": -1.0}
+  total, weights = weighted(kind, task_losses, dict.fromkeys(s, 1.0), s)
+  weight, penalty = FORMS[kind]
+  expected = sum(weight(s[task]) * task_losses[task] + penalty(s[task]) for task in s)
+  np.testing.assert_allclose(total, expected, rtol=1e-6)
+  for task in s:
+    np.testing.assert_allclose(weights[task], weight(s[task]), rtol=1e-6)
+
+
+def test_kendall_halves_what_is_said_to_be_gaussian_and_nothing_else():
+  task_losses, s = {"va": 0.5, "au": 2.0}, {"va": 0.3, "au": -1.0}
+  _, weights = losses.uncertainty_weighted(task_losses, {"va": 1, "au": 1}, s, "kendall")
+  np.testing.assert_allclose(weights["va"], np.exp(-0.3) / 2, rtol=1e-6)
+  np.testing.assert_allclose(weights["au"], np.exp(1.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("loss", [0.05, 0.7, 30.0])
+def test_each_form_has_its_minimum_where_its_closed_form_says(kind, loss):
+  best = STATIONARY[kind](loss)
+  _, (_, slopes) = total_and_slopes(kind, {"va": loss}, {"va": True}, {"va": best})
+  np.testing.assert_allclose(slopes["va"], 0, atol=2e-6)
+  at = lambda s: weighted(kind, {"va": loss}, {"va": True}, {"va": s})[0]
+  assert at(best) < min(at(best - 0.1), at(best + 0.1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_descent_on_the_log_variances_reaches_the_minimum(kind):
+  task_losses = {"va": 0.3, "au": jnp.array([0.9, 4.0])}
+  labelled, s = {"va": 1.0, "au": jnp.ones(2)}, {"va": 0.0, "au": jnp.zeros(2)}
+  of = lambda s: weighted(kind, task_losses, labelled, s)[0]
+  descend = lambda _, s: jax.tree.map(lambda x, g: x - 0.3 * g, s, jax.grad(of)(s))
+  found = jax.lax.fori_loop(0, 300, descend, s)
+  for task in s:
+    expected = STATIONARY[kind](np.asarray(task_losses[task]))
+    np.testing.assert_allclose(found[task], expected, atol=1e-4)
+
+
+def test_a_scaled_loss_shifts_simple_s_and_leaves_the_profiled_gradient():
+  losses_of = lambda theta, c: {"va": c * (theta[0] ** 2 + 0.1), "au": jnp.cosh(theta.sum())}
+  theta = jnp.array([0.4, -1.3])
+  stationary = lambda c: {t: jnp.log(x) for t, x in losses_of(theta, c).items()}
+  shift = jax.tree.map(lambda a, b: a - b, stationary(7.0), stationary(1.0))
+  np.testing.assert_allclose([shift["va"], shift["au"]], [np.log(7), 0], atol=1e-6)
+
+  def profiled(c):
+    of = lambda theta: weighted("simple", losses_of(theta, c), {"va": 1, "au": 1}, stationary(c))[0]
+    return jax.grad(of)(theta)
+
+  np.testing.assert_allclose(profiled(7.0), profiled(1.0), rtol=1e-5)
+  of_logs = jax.grad(lambda theta: sum(jnp.log(loss) for loss in losses_of(theta, 1).values()))
+  np.testing.assert_allclose(profiled(7.0), of_logs(theta), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_task_without_labels_drops_both_its_loss_and_its_uncertainty(kind):
+  task_losses, s = {"va": 0.5, "au": 0.0}, {"va": 0.2, "au": -0.7}
+  total, (loss_slopes, slopes) = total_and_slopes(kind, task_losses, {"va": True, "au": False}, s)
+  alone, _ = weighted(kind, {"va": 0.5}, {"va": True}, {"va": 0.2})
+  assert total == alone
+  assert loss_slopes["au"] == slopes["au"] == 0
+  assert loss_slopes["va"] != 0 != slopes["va"]
+  assert weighted(kind, task_losses, {"va": 1, "au": 0}, s)[1]["au"] == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_dimension_without_labels_drops_out_and_leaves_the_other_as_if_it_were_alone(kind):
+  s, labelled = jnp.array([0.2, -0.7]), jnp.array([1.0, 0.0])
+  task_losses = {"va": jnp.array([0.5, 0.0])}
+  total, (loss_slopes, slopes) = total_and_slopes(kind, task_losses, {"va": labelled}, {"va": s})
+  alone, _ = weighted(kind, {"va": 0.5}, {"va": True}, {"va": 0.2})
+  np.testing.assert_allclose(total, alone, rtol=1e-6)
+  assert loss_slopes["va"][1] == slopes["va"][1] == 0
+  assert loss_slopes["va"][0] != 0 != slopes["va"][0]
+  nothing, (_, slopes) = total_and_slopes(kind, task_losses, {"va": 0 * labelled}, {"va": s})
+  assert nothing == 0
+  assert (slopes["va"] == 0).all()
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "equal"])
+@pytest.mark.parametrize("loss", [losses.ccc_loss, losses.mean_squared_error])
+def test_dimensions_of_one_log_variance_weigh_what_the_task_does(kind, loss):
+  prediction, target, mask = batch("ccc_loss", columns=2)
+  mask = np.repeat(mask[:, :1], 2, 1)
+  args = [np.where(mask > 0, x, 0) for x in (prediction, target)] + [mask]
+  both = losses.per_dimension(loss)(*args)
+  assert both.shape == (2,)
+  one, _ = weighted(kind, {"va": loss(*args)}, {"va": True}, {"va": 0.4})
+  each, weights = weighted(kind, {"va": both}, {"va": np.ones(2)}, {"va": np.full(2, 0.4)})
+  np.testing.assert_allclose(each, one, rtol=1e-6)
+  assert weights["va"].shape == (2,)
+
+
+@pytest.mark.parametrize("loss", [losses.ccc_loss, losses.mean_squared_error])
+def test_the_loss_of_a_dimension_is_that_of_it_alone(loss):
+  args = batch("ccc_loss", columns=3)
+  args[2][:, 1] = 0
+  found = losses.per_dimension(loss)(*args)
+  for column in range(3):
+    alone = loss(*(x[:, [column]] for x in args))
+    np.testing.assert_allclose(found[column], alone, rtol=1e-6)
+  assert found[1] == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("limit", [6.0, -6.0])
+def test_a_log_variance_beyond_its_limit_can_only_come_back(kind, limit):
+  weight, penalty = FORMS[kind]
+  slope_of_penalty = {"simple": 1.0, "liebel": special.expit(limit)}.get(kind, 0.5)
+  balance = slope_of_penalty / weight(limit)  # the loss whose s wants to be at the limit
+  for factor in (0.5, 2.0):
+    loss = factor * balance
+    s = {"va": 1.2 * limit}
+    total, (_, slopes) = total_and_slopes(kind, {"va": loss}, {"va": True}, s)
+    np.testing.assert_allclose(total, weight(limit) * loss + penalty(limit), rtol=1e-5)
+    outward = (factor > 1) == (limit > 0)  # a large loss wants a large s
+    expected = 0.0 if outward else slope_of_penalty - weight(limit) * loss
+    np.testing.assert_allclose(slopes["va"], expected, rtol=1e-4)
+    assert outward or slopes["va"] * limit > 0  # down the slope is back
+
+
+def test_equal_weights_are_the_plain_sum_and_need_no_log_variance():
+  task_losses = {"va": 0.5, "au": 2.0, "expression": 0.0}
+  labelled = {"va": True, "au": True, "expression": False}
+  total, weights = losses.uncertainty_weighted(task_losses, labelled, {}, "equal")
+  assert total == 2.5
+  assert weights == {"va": 1, "au": 1, "expression": 0}
 
 
 def test_unknown_kinds_and_tasks_are_errors_that_name_what_is_allowed():
-  with pytest.raises(ValueError, match="kind 'kendal' .* use 'simple'"):
+  with pytest.raises(ValueError, match="kind 'kendal' .* use one of 'simple', 'kendall'"):
     losses.uncertainty_weighted({}, {}, {}, kind="kendal")
   with pytest.raises(ValueError, match=r"log_variances has no 'va' .* it has \['au'\]"):
     losses.uncertainty_weighted({"va": 1.0}, {"va": True}, {"au": 0.0})
+  with pytest.raises(ValueError, match=r"labelled has no 'va'"):
+    losses.uncertainty_weighted({"va": 1.0}, {}, {"va": 0.0}, "equal")

@@ -1,3 +1,5 @@
+import json
+
 import cv2
 import numpy as np
 import pytest
@@ -97,3 +99,74 @@ def test_a_large_batch_is_cut_to_the_limit(tmp_path):
     report.save_batch(tmp_path / "b.png", images, columns, given, {"va": NAMES["va"]}, limit=limit)
     heights.append(cv2.imread(str(tmp_path / "b.png")).shape[0])
   assert heights[1] == 3 * heights[0]
+
+
+def write_log(path, rows):
+  path.write_text("".join(json.dumps({"kind": "train", "loss": 1.0, **row}) + "\n" for row in rows))
+  return path
+
+
+def is_of(colour, page):
+  return (np.abs(page.astype(int) - colour).max(-1) < 40).nonzero()
+
+
+def test_learned_weights_are_drawn_against_the_step(tmp_path):
+  rows = [{"step": s, "weight/va": 1 + s / 100, "weight/au": 1 - s / 400} for s in (100, 200, 300)]
+  log = write_log(tmp_path / "metrics.jsonl", rows)
+  report.save_weights(tmp_path / "weights.png", log)
+  page = cv2.imread(str(tmp_path / "weights.png"))[..., ::-1]
+  (va_y, va_x), (au_y, au_x) = (is_of(colour, page[:, :550]) for colour in report.COLOURS[:2])
+  assert va_y[va_x.argmax()] < va_y[va_x.argmin()]  # up is larger
+  assert au_y[au_x.argmax()] > au_y[au_x.argmin()]
+  assert va_y.max() < au_y.min()
+
+
+def test_a_task_s_dimensions_are_drawn_in_its_place_and_its_sigmas_below(tmp_path):
+  row = {"weight/va": 2.0, "weight/va/valence": 3.0, "weight/va/arousal": 1.5, "weight/au": 1.0}
+  log = write_log(tmp_path / "log", [{"step": s, **row} for s in (1, 2)])
+  assert set(report._curves(log, "weight")) == {"va/valence", "va/arousal", "au"}
+  report.save_weights(tmp_path / "one.png", log)
+  log = write_log(tmp_path / "log", [{"step": s, **row, "sigma/au": 0.5} for s in (1, 2)])
+  report.save_weights(tmp_path / "two.png", log)
+  heights = [cv2.imread(str(tmp_path / name)).shape[0] for name in ("one.png", "two.png")]
+  assert heights[1] == 2 * heights[0]
+
+
+def test_steps_at_which_a_task_had_no_labels_and_evaluations_leave_no_point(tmp_path):
+  rows = [
+    {"step": 5, "weight/au": 1.5},
+    {"step": 10, "weight/au": 0.0},
+    {"step": 10, "kind": "validation", "weight/au": 7.0},
+    {"step": 15, "weight/au": 2.5},
+  ]
+  (curve,) = report._curves(write_log(tmp_path / "log", rows), "weight").values()
+  np.testing.assert_array_equal(curve, [[5, 15], [1.5, 2.5]])
+
+
+def test_where_nothing_was_learned_nothing_is_drawn(tmp_path):
+  log = write_log(tmp_path / "log", [{"step": 1, "weight/au": 1.0, "weight/va": 0.0}])
+  report.save_weights(tmp_path / "weights.png", log)
+  assert not (tmp_path / "weights.png").exists()
+
+
+def test_the_axis_is_logarithmic_where_values_ask_for_it_and_covers_them():
+  for low, high, log in ((0.9, 1.3, False), (0.02, 9.0, True), (1e-3, 400.0, True), (2, 2, False)):
+    ticks = report._ticks(low, high, log)
+    assert ticks[0] <= low
+    assert ticks[-1] >= high
+    assert 2 <= len(ticks) <= 12
+    assert len(set(map("{:g}".format, ticks))) == len(ticks)
+  step = np.array([1.0, 2.0])
+  rising = lambda *values: report.line_chart({"a": (step, np.array(values))}, "t", "x")
+  assert (
+    rising(1.0, 2.0).shape == rising(1.0, 20.0).shape == rising(1.0, 1.0).shape == (360, 720, 3)
+  )
+
+
+def test_names_beside_the_curves_do_not_overlap():
+  step = np.array([1.0, 2.0])
+  names = [f"curve {i}" for i in range(6)]
+  page = report.line_chart({name: (step, np.array([1.0, 2.0])) for name in names}, "t", "x")
+  beside = page[:, 575:589].astype(int)
+  rows = [int(np.median(is_of(colour, beside)[0])) for colour in report.COLOURS]
+  assert min(np.diff(sorted(rows))) >= 14

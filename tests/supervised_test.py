@@ -10,7 +10,7 @@ import pytest
 from conftest import debug_config
 from flax import nnx
 
-from affjax import evaluate, metrics, procedures, sharding
+from affjax import evaluate, metrics, optim, procedures, sharding
 from affjax.data import records
 from affjax.procedures import supervised
 
@@ -95,13 +95,15 @@ PARTS = 4
 
 
 class Toy(nnx.Module):
-  """A dense layer and a head for each task."""
+  """A dense layer and a head for each task, or two of them: the other for its log variance."""
 
-  def __init__(self, *, dropout_rate=0.0, norm=False, rngs):
+  def __init__(self, *, dropout_rate=0.0, norm=False, heteroscedastic=False, rngs):
     self.dense = nnx.Linear(8 * 8 * 3, 32, rngs=rngs)
     self.norm = nnx.BatchNorm(32, momentum=0.5, rngs=rngs) if norm else None
     self.dropout = nnx.Dropout(dropout_rate)
     sizes = {"va": 2, "expression": 3, "au": 4}
+    if heteroscedastic:
+      sizes |= {"va/log_variance": 2, "expression/log_variance": 1, "au/log_variance": 4}
     self.heads = nnx.Dict({task: nnx.Linear(32, n, rngs=rngs) for task, n in sizes.items()})
 
   def __call__(self, images, *, train=False, rngs=None):
@@ -112,20 +114,34 @@ class Toy(nnx.Module):
     return {task: head(x) for task, head in self.heads.items()}
 
 
-def toy(accumulate, **model):
+TOY_LOSSES = {
+  "va": {"name": "losses.ccc_loss"},
+  "expression": {"name": "losses.cross_entropy", "class_weights": [1.0, 2.0, 0.5]},
+  "au": {"name": "losses.binary_focal_cross_entropy"},
+}
+LIKELIHOODS = {
+  "va": {"name": "losses.mean_squared_error"},
+  "expression": {"name": "losses.cross_entropy"},
+  "au": {"name": "losses.binary_cross_entropy"},
+}
+UNCERTAIN = {
+  "va": {"name": "losses.gaussian_nll"},
+  "expression": {"name": "losses.heteroscedastic_cross_entropy"},
+  "au": {"name": "losses.heteroscedastic_binary_cross_entropy", "samples": 3},
+}
+
+
+def toy(accumulate=1, procedure=None, **model):
   """Its procedure; the optimiser's state is the gradient."""
-  return supervised.Supervised(
-    make_model=lambda rngs: Toy(**model, rngs=rngs),
-    image_size=8,
-    losses={
-      "va": {"name": "losses.ccc_loss"},
-      "expression": {"name": "losses.cross_entropy", "class_weights": [1.0, 2.0, 0.5]},
-      "au": {"name": "losses.binary_focal_cross_entropy"},
-    },
+  options = dict(
+    losses=TOY_LOSSES,
     optimizer=(optax.trace(decay=0.0), lambda step: 0.0),
     augment=QUIET,
     seed=0,
     accumulate=accumulate,
+  )
+  return supervised.Supervised(
+    make_model=lambda rngs: Toy(**model, rngs=rngs), image_size=8, **options | (procedure or {})
   )
 
 
@@ -248,6 +264,284 @@ def test_micro_batches_save_memory():
     return compiled.memory_analysis().temp_size_in_bytes
 
   assert temporary(4) < 0.6 * temporary(1)
+
+
+# Weights of the tasks.
+
+
+def without(batch, task, dimension=None):
+  """The batch, a task or a dimension of it not labelled."""
+  mask = {name: value.copy() for name, value in batch["mask"].items()}
+  mask[task][(slice(None), dimension) if dimension is not None else slice(None)] = 0
+  return batch | {"mask": mask}
+
+
+@pytest.mark.parametrize("weighting", ["simple", "kendall", "liebel", "equal", "predicted"])
+def test_what_is_not_labelled_has_exactly_no_gradient_in_any_form(weighting):
+  options = dict(losses=LIKELIHOODS, weighting=weighting, per_dimension=weighting != "equal")
+  if weighting == "predicted":
+    options = dict(losses=UNCERTAIN)
+  procedure = toy(procedure=options, heteroscedastic=weighting == "predicted")
+  state = jax.jit(procedure.init)()
+  step = jax.jit(procedure.train_step)
+  learned = ["va", "expression", "au"] if weighting not in ("equal", "predicted") else []
+  assert set(state.params.get("log_variance", {})) == set(learned)
+  batch = toy_batch()
+  for task, dimension in (("va", None), ("expression", None), ("au", None), ("va", 1)):
+    after, logged = step(state, without(batch, task, dimension))
+    gradient = jax.device_get(after.opt_state.trace)
+    own = (..., slice(None) if dimension is None else dimension)
+    for name, head in gradient["model"]["heads"].items():
+      if name.startswith(task):
+        assert (head["kernel"][own] == 0).all(), name
+        assert (head["bias"][own] == 0).all(), name
+      else:
+        assert (head["kernel"] != 0).any(), name
+    for other in learned:
+      s = gradient["log_variance"][other]
+      here = np.full(s.shape, other == task)
+      if dimension is not None and other == task:
+        here = np.arange(2) == dimension
+      np.testing.assert_array_equal(s == 0, here, other)
+    assert (logged[f"weight/{task}"] == 0) == (dimension is None)
+  batch["mask"] = jax.tree.map(np.zeros_like, batch["mask"])
+  after, logged = step(state, batch)
+  assert logged["loss"] == 0
+  assert all((leaf == 0).all() for leaf in jax.tree.leaves(after.opt_state.trace))
+
+
+def test_weights_and_losses_are_logged_for_each_task_and_dimension():
+  procedure = toy(procedure=dict(losses=LIKELIHOODS, weighting="kendall", per_dimension=True))
+  state = jax.jit(procedure.init)()
+  assert state.params["log_variance"]["va"].shape == (2,)
+  state.params["log_variance"] = {"va": jnp.array([0.4, -1.0]), "expression": 0.2, "au": -0.1}
+  _, logged = jax.jit(procedure.train_step)(state, toy_batch())
+  expected = {
+    "va/valence": np.exp(-0.4) / 2, "va/arousal": np.exp(1.0) / 2,
+    "va": (np.exp(-0.4) + np.exp(1.0)) / 4, "expression": np.exp(-0.2), "au": np.exp(0.1),
+  }  # fmt: skip
+  assert {n.removeprefix("weight/") for n in logged if n.startswith("weight/")} == set(expected)
+  for name, weight in expected.items():
+    np.testing.assert_allclose(logged[f"weight/{name}"], weight, rtol=1e-5)
+  each = [logged["loss/va/valence"], logged["loss/va/arousal"]]
+  np.testing.assert_allclose(logged["loss/va"], np.mean(each), rtol=1e-6)
+  assert each[0] != each[1]
+  s, loss = [0.4, -1.0, 0.2, -0.1], [*each, logged["loss/expression"], logged["loss/au"]]
+  terms = [a * np.exp(-v) * x + v / 2 for a, v, x in zip([0.5, 0.5, 1, 1], s, loss, strict=True)]
+  np.testing.assert_allclose(logged["loss"], np.mean(terms[:2]) + sum(terms[2:]), rtol=1e-5)
+
+
+def test_equal_weights_keep_no_log_variance_and_sum_the_losses():
+  procedure = toy(procedure=dict(weighting="equal"))
+  state = jax.jit(procedure.init)()
+  assert list(state.params) == ["model"]
+  _, logged = jax.jit(procedure.train_step)(state, toy_batch())
+  tasks = ("va", "expression", "au")
+  np.testing.assert_allclose(logged["loss"], sum(logged[f"loss/{t}"] for t in tasks), rtol=1e-6)
+  assert [logged[f"weight/{t}"] for t in tasks] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("per_dimension", [False, True])
+def test_log_variances_are_not_decayed(per_dimension):
+  decaying = optim.adamw(steps=10, learning_rate=0.1, schedule="constant", weight_decay=1.0)
+  procedure = toy(procedure=dict(optimizer=decaying, per_dimension=per_dimension))
+  state = jax.jit(procedure.init)()
+  state = state.replace(
+    params=state.params
+    | {"log_variance": jax.tree.map(lambda s: s + 0.7, state.params["log_variance"])}
+  )
+  batch = toy_batch()
+  batch["mask"] = jax.tree.map(np.zeros_like, batch["mask"])
+  after, _ = jax.jit(procedure.train_step)(state, batch)
+  same = lambda a, b: bool((np.asarray(a) == np.asarray(b)).all())
+  assert all(jax.tree.leaves(jax.tree.map(
+    same, after.params["log_variance"], state.params["log_variance"])))  # fmt: skip
+  kernel = lambda state: state.params["model"]["dense"]["kernel"]
+  np.testing.assert_allclose(kernel(after), 0.9 * kernel(state), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("options", "model", "said"),
+  [
+    (dict(weighting="kendal"), {}, "config.procedure.weighting='kendal': use one of simple, kend"),
+    (
+      dict(weighting="kendall"),
+      {},
+      "config.procedure.weighting='kendall' with config.losses.va=losses.ccc_loss: that is no"
+      " likelihood. Use losses.mean_squared_error, .* or weighting 'simple'",
+    ),
+    (
+      dict(weighting="kendall", losses=TOY_LOSSES | {"va": LIKELIHOODS["va"]}),
+      {},
+      "config.losses.au=losses.binary_focal_cross_entropy: that is no likelihood",
+    ),
+    (
+      dict(losses=TOY_LOSSES | {"va": UNCERTAIN["va"]}),
+      {},
+      "config.losses.va=losses.gaussian_nll needs .* set config.model.decoder.heteroscedastic=True",
+    ),
+    (
+      {},
+      dict(heteroscedastic=True),
+      "gives log variances of va, expression, au and no loss uses them: set config.model.decoder"
+      ".heteroscedastic=False",
+    ),
+    (dict(weighting="equal", per_dimension=True), {}, "per_dimension=True, but va has no learned"),
+    (
+      dict(per_dimension=True, losses={"au": TOY_LOSSES["au"]}),
+      {},
+      "config.procedure.per_dimension=True, but va has no learned weight",
+    ),
+    (dict(sam_radius=-0.1), {}, "config.procedure.sam_radius=-0.1: use a number >= 0"),
+    (dict(sam_radius="0.1"), {}, "config.procedure.sam_radius='0.1'"),
+  ],
+)
+def test_options_that_do_not_go_together_are_one_line_before_anything_is_compiled(
+  options, model, said
+):
+  with pytest.raises(ValueError, match=said) as error:
+    toy(procedure=options, **model)
+  assert "\n" not in str(error.value)
+
+
+def test_the_flagship_refuses_kendall_with_its_ccc_loss():
+  with pytest.raises(ValueError, match="weighting='kendall' with config.losses.va=losses.ccc_loss"):
+    procedures.from_config(debug_config(procedure__weighting="kendall"))
+
+
+class Grey(nnx.Module):
+  """Lines of the mean grey level: valence and arousal, and their log variances if wanted."""
+
+  def __init__(self, *, heteroscedastic, rngs):
+    self.va = nnx.Linear(1, 2, rngs=rngs)
+    self.s = nnx.Linear(1, 2, rngs=rngs) if heteroscedastic else None
+
+  def __call__(self, images, *, train=False, rngs=None):
+    grey = images.mean((1, 2, 3))[:, None]
+    uncertain = {} if self.s is None else {"va/log_variance": self.s(grey)}
+    return {"va": self.va(grey)} | uncertain
+
+
+def learn_grey(noise, steps=500, **options):
+  """The state after learning va from grey levels; `noise` of a level in [-1, 1] is [rows, 2]."""
+  rng = np.random.default_rng(0)
+  pixel = rng.integers(0, 256, 1024)
+  level = pixel / 127.5 - 1
+  va = np.stack([0.3 * level, 0.1 - 0.2 * level], 1) + noise(level) * rng.normal(size=(1024, 2))
+  batch = {
+    "image": np.broadcast_to(pixel[:, None, None, None], (1024, 4, 4, 3)).astype(np.uint8),
+    "labels": {"va": va.astype(np.float32)},
+    "mask": {"va": np.ones((1024, 2), np.float32)},
+  }
+  loss = options.pop("loss")
+  procedure = supervised.Supervised(
+    make_model=lambda rngs: Grey(heteroscedastic=loss == "losses.gaussian_nll", rngs=rngs),
+    image_size=4,
+    losses={"va": {"name": loss}},
+    optimizer=(optax.adam(0.03), lambda step: 0.03),
+    augment=QUIET,
+    seed=0,
+    **options,
+  )
+  step = lambda _, state: procedure.train_step(state, batch)[0]
+  learn = jax.jit(lambda: jax.lax.fori_loop(0, steps, step, procedure.init()))
+  return procedure, learn()
+
+
+def test_kendall_finds_the_noise_that_was_planted_in_each_dimension():
+  noise = lambda level: np.array([[0.3, 0.1]])
+  options = dict(loss="losses.mean_squared_error", weighting="kendall", per_dimension=True)
+  _, state = learn_grey(noise, **options)
+  sigma = np.exp(state.params["log_variance"]["va"] / 2)
+  np.testing.assert_allclose(sigma, [0.3, 0.1], rtol=0.1)
+  assert sigma[0] / sigma[1] == pytest.approx(3, rel=0.15)
+
+
+def test_predicted_variances_find_the_noise_that_was_planted_in_each_image():
+  log_sigma = lambda level: np.stack([-2 + level, -1.5 - 0.5 * level], 1)
+  procedure, state = learn_grey(lambda level: np.exp(log_sigma(level)), loss="losses.gaussian_nll")
+  assert list(state.params) == ["model"]  # no weight beside them
+  pixel = np.array([0, 128, 255], np.uint8)
+  images = np.broadcast_to(pixel[:, None, None, None], (3, 4, 4, 3))
+  outputs = procedure.predict(state.params, state.model_state, images)
+  expected = log_sigma(pixel / 127.5 - 1)
+  np.testing.assert_allclose(outputs["va/log_variance"] / 2, expected, atol=0.15)
+
+
+def test_predicted_variances_train_alike_in_micro_batches_and_depend_on_the_step_alone():
+  options = dict(losses=UNCERTAIN | {"au": TOY_LOSSES["au"]})
+  batch = toy_batch()
+  whole, logged = gradient_and_log(toy(1, options, heteroscedastic=True), batch)
+  pieces, _ = gradient_and_log(toy(PARTS, options, heteroscedastic=True), batch)
+  assert differ(whole, pieces) < 1e-5
+  assert whole["log_variance"].keys() == {"au"}  # a task has one kind of uncertainty
+  assert logged["weight/va"] == logged["weight/expression"] == 1
+  each = [logged["sigma/va/valence"], logged["sigma/va/arousal"]]
+  np.testing.assert_allclose(logged["sigma/va"], np.mean(each), rtol=1e-6)
+  assert logged["sigma/expression"] > 0
+  assert "sigma/au" not in logged
+  procedure = toy(1, options, heteroscedastic=True)
+  state, step = jax.jit(procedure.init)(), jax.jit(procedure.train_step)
+  noisy = lambda number: step(state.replace(step=jnp.int32(number)), batch)[1]["loss/expression"]
+  assert noisy(0) == noisy(0) == logged["loss/expression"] != noisy(1)
+
+
+# Sharpness-aware minimisation.
+
+RADIUS = 0.3
+MOVING = QUIET | dict(flip_rate=0.5, brightness=0.3)
+
+
+def gradient_at(procedure, params, batch):
+  state = jax.jit(procedure.init)()
+  state = state.replace(params=params or state.params)
+  after, _ = jax.jit(procedure.train_step)(state, batch)
+  return jax.device_get((state.params, after.opt_state.trace, after.model_state))
+
+
+@pytest.mark.parametrize("accumulate", [1, PARTS])
+def test_sam_takes_the_gradient_a_radius_up_the_slope_of_the_same_view_and_dropout(accumulate):
+  build = lambda radius: toy(
+    accumulate, dict(augment=MOVING, sam_radius=radius), dropout_rate=0.5, norm=True
+  )
+  batch = toy_batch()
+  params, plain, statistics = gradient_at(build(0.0), None, batch)
+  _, aware, of_aware = gradient_at(build(RADIUS), None, batch)
+  norm = optax.global_norm(plain["model"])
+  above = jax.tree.map(lambda p, g: p + RADIUS / norm * g, params["model"], plain["model"])
+  _, expected, _ = gradient_at(build(0.0), params | {"model": above}, batch)
+  assert differ(aware["model"], expected["model"]) < 1e-4
+  assert differ(aware["model"], plain["model"]) > 0.02
+  # What is not the network's is as without.
+  close = lambda found, expected: np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+  jax.tree.map(close, aware["log_variance"], plain["log_variance"])
+  jax.tree.map(close, of_aware, statistics)
+
+
+def test_sam_of_a_vanishing_radius_is_the_base_step():
+  batch = toy_batch()
+  _, plain, _ = gradient_at(toy(), None, batch)
+  distances = []
+  for radius in (1e-1, 1e-2, 1e-3):
+    _, aware, _ = gradient_at(toy(procedure=dict(sam_radius=radius)), None, batch)
+    distances.append(differ(plain, aware))
+  assert distances[0] > 5 * distances[1] > 25 * distances[2] > 0
+
+
+def test_sam_in_micro_batches_is_that_of_the_whole_batch():
+  batch, options = toy_batch(), dict(sam_radius=RADIUS)
+  whole, logged = gradient_and_log(toy(1, options), batch)
+  pieces, _ = gradient_and_log(toy(PARTS, options), batch)
+  assert differ(whole, pieces) < 1e-5
+  _, plain = gradient_and_log(toy(1), batch)
+  assert logged["loss"] == pytest.approx(plain["loss"], rel=1e-6)  # of the parameters as they are
+
+
+def test_sam_stays_where_there_is_no_slope():
+  batch = toy_batch()
+  batch["mask"] = jax.tree.map(np.zeros_like, batch["mask"])
+  gradient, _ = gradient_and_log(toy(1, dict(sam_radius=RADIUS)), batch)
+  assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradient))
 
 
 def covering_rows(split, count=64):

@@ -288,14 +288,33 @@ def test_levels_grow():
 @pytest.mark.parametrize(
   ("section", "said"),
   [
-    ({"noise": "loud"}, "config.data.view.noise='loud': use one of clean, mild, wild"),
+    ({"noise": "loud"}, "config.data.view.noise='loud': use one of clean, mild, wild, or"),
+    ({"noise": "valence=0.3,expresion=0.5"}, "config.data.view.noise='valence=0.3,expresion=0.5'"),
+    ({"noise": "expression=1.5"}, "config.data.view.noise='expression=1.5': use"),
+    ({"noise": "valence=-0.1"}, "config.data.view.noise='valence=-0.1': use"),
+    ({"noise": "valence=nan"}, "config.data.view.noise='valence=nan': use"),
+    ({"noise": "valence=loud"}, "config.data.view.noise='valence=loud': use"),
     ({"masks": "wild"}, "config.data.view.masks='wild': use one of none, s_aff_wild2"),
   ],
 )
 def test_an_unknown_view_is_answered_with_the_known_ones(section, said):
   with pytest.raises(ValueError) as error:
     views.View(**section)
-  assert str(error.value) == said
+  assert str(error.value).startswith(said)
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("noise", "changed"),
+  [("valence=0.2", "va"), ("expression=0.25", "expression"), ("missed=0.2,false=0.03", "au")],
+)
+def test_noise_of_one_task_is_that_of_the_named_one_and_leaves_the_others(noise, changed):
+  found, wild = (views.View(name)(TRUE, NAMES) for name in (noise, "wild"))
+  for task in NAMES:
+    expected = (wild if task == changed else TRUE)[f"labels/{task}"].copy()
+    if task == changed == "va":
+      expected[:, 1] = TRUE["labels/va"][:, 1]
+    np.testing.assert_array_equal(found[f"labels/{task}"], expected)
 
 
 # Batches.

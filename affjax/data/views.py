@@ -45,6 +45,29 @@ NOISE = {
   "wild": Noise(valence=0.20, arousal=0.25, missed=0.20, false=0.03, expression=0.25),
 }
 
+
+def read_noise(noise: str) -> Noise:
+  """A noise by its name, or by what of it is not 0: "valence=0.3,expression=0.5".
+
+  Raises:
+    ValueError: an unknown name or attribute, or a value that it cannot have.
+  """
+  if noise in NOISE:
+    return NOISE[noise]
+  try:
+    given = {name: float(value) for name, value in (part.split("=") for part in noise.split(","))}
+    read = Noise(**given)
+  except (TypeError, ValueError):
+    read = None
+  rates = ("missed", "false", "expression")
+  if read is None or not all(0 <= x <= (1 if n in rates else 2) for n, x in given.items()):
+    raise ValueError(
+      f"config.data.view.noise={noise!r}: use one of {', '.join(NOISE)}, or deviations and rates"
+      " >= 0 such as 'valence=0.3,arousal=0.1,missed=0.2,false=0.1,expression=0.5'"
+    )
+  return read
+
+
 # Expression -> what it is taken for by who errs: this project's judgement. Classes without a row
 # are never mistaken.
 CONFUSED = {
@@ -84,7 +107,7 @@ class View:
   """What noise and which missing tasks a split is read with; false where it changes nothing.
 
   Attributes:
-    noise: of NOISE.
+    noise: of NOISE, or what `read_noise` reads: errors in one task's labels alone, for example.
     masks: of MASKS.
     role: what the split is used for, "train" or "validation"; a role without a table has no masks.
 
@@ -97,11 +120,9 @@ class View:
   role: str = "train"
 
   def __post_init__(self) -> None:
-    for field, allowed in (("noise", NOISE), ("masks", MASKS)):
-      if getattr(self, field) not in allowed:
-        raise ValueError(
-          f"config.data.view.{field}={getattr(self, field)!r}: use one of {', '.join(allowed)}"
-        )
+    read_noise(self.noise)
+    if self.masks not in MASKS:
+      raise ValueError(f"config.data.view.masks={self.masks!r}: use one of {', '.join(MASKS)}")
 
   def __bool__(self) -> bool:
     return self.noise != "clean" or self.role in MASKS[self.masks]
@@ -125,7 +146,7 @@ class View:
       return table
     viewed = dict(table)
     if self.noise != "clean":
-      viewed |= _noisy(table, names, NOISE[self.noise])
+      viewed |= _noisy(table, names, read_noise(self.noise))
     if shares := MASKS[self.masks].get(self.role):
       viewed |= _masked(table, shares)
     return viewed
