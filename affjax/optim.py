@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -371,11 +372,22 @@ def _optimizer(
       )
     )
   if layer_decay < 1:
-    scale = lambda updates, _: jax.tree.map(
-      lambda update, factor: update * factor, updates, layer_factors(updates, layer_decay)
-    )
-    parts.append(optax.stateless(scale))
+    parts.append(_scale_by_layer(layer_decay))
   return optax.chain(*parts), rates[OTHERS]
+
+
+def _scale_by_layer(decay: float) -> optax.GradientTransformation:
+  """Updates times `layer_factors`."""
+
+  def init(params: Any) -> optax.EmptyState:
+    layer_factors(params, decay)  # what it refuses is said here
+    return optax.EmptyState()
+
+  def update(updates: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, Any]:
+    del params
+    return jax.tree.map(jnp.multiply, updates, layer_factors(updates, decay)), state
+
+  return optax.GradientTransformation(init, update)
 
 
 def describe(params: Any, config: Mapping[str, Any]) -> list[str]:

@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+_NO_CUT = r"(?:(?<!\d)|(?!\d))"  # not between two digits
+
 
 def name(path: tuple[Any, ...]) -> str:
   """A key path of a tree -> "model/encoder/blocks/0/attention/out/kernel".
@@ -22,22 +24,21 @@ def named(tree: Any) -> dict[str, Any]:
 
 
 def pattern(text: str, where: str) -> re.Pattern[str]:
-  """Compiles a pattern of names: a regular expression that fits whole parts of a name.
+  """Compiles a regular expression that is to be found (`search`) in names; "^" is their start.
 
-  "encoder/blocks/1" is found in "model/encoder/blocks/1/mlp/expand/bias", not in
-  "model/encoder/blocks/10/mlp/expand/bias"; ".*norm" in ".../attention_norm/scale". `search` it.
+  It never cuts a number in two: "blocks/[0-3]" is in ".../blocks/3/mlp" and not in ".../blocks/11".
 
   Args:
-    text: the expression; "^" and "$" are the ends of the name.
+    text: the expression.
     where: the field of the config that holds it, for the error.
 
   Raises:
     ValueError: it is no regular expression.
   """
   try:
-    return re.compile(rf"(?:^|/)(?:{text})(?:/|$)")
-  except (re.error, TypeError) as e:
-    raise ValueError(f"{where}={text!r} is not a regular expression: {e}") from e
+    return re.compile(f"{_NO_CUT}(?:{text}){_NO_CUT}")
+  except re.error as e:
+    raise ValueError(f"{where}={text!r} is no regular expression: {e}") from e
 
 
 def like(text: str, names: Iterable[str]) -> str:
