@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,30 @@ def pick(root: Path, which: str) -> int:
   if step is None:
     raise ValueError(f"no checkpoint {which!r} in {root}: use best, latest or a step that is there")
   return step
+
+
+def sealed(root: Path) -> bool:
+  """Whether there is any step to continue from; its files are not looked at."""
+  return bool(_sealed_steps(root))
+
+
+def read(folder: Path, items: Sequence[str]) -> dict[str, Any]:
+  """Reads parts of a saved state as host arrays, whatever model and devices it was saved from.
+
+  Args:
+    folder: of a step, such as checkpoints/100.
+    items: attributes of the state; the others are not read.
+
+  Returns:
+    Attribute -> nested dicts of numpy arrays, all keys strings; None where nothing was kept.
+  """
+  path = folder.absolute() / "state"
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    tree = reader.metadata(path).item_metadata.tree
+    wanted = {item: tree[item] for item in items}
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+    args = ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy, partial_restore=True)
+    return reader.restore(path, args=args)
 
 
 def _let_barriers_be_no_collectives() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from clu import parameter_overview
 from jax.sharding import Mesh
 
-from affjax import procedures, sharding, state
+from affjax import optim, procedures, sharding, state
 from affjax.build import bind
 from affjax.data import prepare, records, views
 
@@ -208,6 +208,7 @@ def describe(config: Mapping[str, Any], data: Data, procedure: Any, mesh: Mesh) 
       *_describe_losses(config),
       f"train  {config['steps']} steps of {config['batch_size']} images = {epochs:.1f} epochs"
       + "".join(f", {extra}" for extra in extras),
+      *(f"learns {line}" for line in optim.describe(abstract.params, config)),
     ]
   )
 

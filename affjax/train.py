@@ -17,6 +17,7 @@ from affjax import (
   checkpoints,
   evaluate,
   experiment,
+  initialise,
   monitor,
   report,
   sharding,
@@ -96,12 +97,16 @@ def run(config: Mapping[str, Any], where: Path, data_dir: str | None = None) -> 
       f"config.checkpoint.metric={config['checkpoint']['metric']!r}: the scores of"
       f" {data.build.name} {data.select} are {', '.join(names)}"
     )
+  taken = None
+  if not checkpoints.sealed(where / workdir.CHECKPOINTS):
+    taken = initialise.read(config.get("initialise"), experiment.abstract_state(procedure, mesh))
   primary = jax.process_index() == 0
   if primary:
-    workdir.record(where, config, {"devices": [str(d) for d in jax.devices()]})
+    facts = {"initialise": taken.facts} if taken else {}
+    workdir.record(where, config, {"devices": [str(d) for d in jax.devices()], **facts})
     print(f"{experiment.describe(resolved, data, procedure, mesh)}\nrun    {where}", flush=True)
   with Stop() as stop:
-    finished = _loop(config, where, data, procedure, mesh, choose, stop)
+    finished = _loop(config, where, data, procedure, mesh, choose, stop, taken)
   if not finished:
     print(f"stopped by signal {stop.signal}; the same command continues", flush=True)
     raise SystemExit(128 + (stop.signal or signal.SIGTERM))
@@ -118,6 +123,7 @@ def _loop(
   mesh: Mesh,
   choose: evaluate.Evaluator,
   stop: Stop,
+  taken: initialise.Taken | None,
 ) -> bool:
   """The loop; returns whether it reached the last step."""
   primary = jax.process_index() == 0
@@ -130,7 +136,14 @@ def _loop(
   )
   position = {"seed": config["seed"], "fingerprint": data.summary["fingerprint"]}
   if saved.latest is None:
-    current = jax.jit(procedure.init, out_shardings=whole)()
+    # Read here only where checkpoints were there and all of them turned out to be damaged.
+    taken = taken or initialise.read(
+      config.get("initialise"), experiment.abstract_state(procedure, mesh)
+    )
+    first = lambda arrays: initialise.fill(procedure.init(), arrays)
+    current = jax.jit(first, out_shardings=whole)(taken.arrays if taken else {})
+    if taken and primary:
+      print(taken.report, flush=True)
     start = 0
   else:
     start = saved.latest

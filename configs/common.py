@@ -4,6 +4,7 @@ import difflib
 from typing import Any
 
 import ml_collections
+from ml_collections import config_dict
 
 
 def parse(argument: str, **defaults: Any) -> dict[str, Any]:
@@ -60,3 +61,28 @@ def training(config: ml_collections.ConfigDict) -> None:
     keep_best=1,
     metric="p_mtl",  # larger is better; on config.data.select
   )
+  # What the parameters start from, by name: see affjax/initialise.py.
+  config.initialise = dict(
+    source=config_dict.placeholder(str),  # another run's folder or an .npz; None: random
+    checkpoint="best",
+    weights="ema",
+    include=".*",
+    exclude="",
+    rename=(),  # (pattern, replacement) pairs, from the source's names to this run's
+  )
+
+
+def adamw(**changes: Any) -> dict[str, Any]:
+  """The section of an optimiser, with all that can be set; see affjax/optim.py."""
+  section = dict(
+    name="optim.adamw",
+    learning_rate=1e-3,
+    schedule="cosine",
+    final_fraction=0.0,  # of the learning rate, what is left at the end
+    warmup_steps=0,
+    weight_decay=0.05,
+    clip_norm=1.0,
+    layer_decay=1.0,  # factor on the learning rate for each block below the last; 1: none
+    groups=dict(),  # name -> dict(pattern=..., freeze=True or another learning_rate, ...)
+  )
+  return section | changes

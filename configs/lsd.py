@@ -69,14 +69,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
   config.procedure = dict(
     name="supervised.Supervised", weighting="simple", ema_decay=0.998, mixup_alpha=0.2
   )
-  config.optimizer = dict(
-    name="optim.adamw",
-    learning_rate=1e-3,
-    schedule="cosine",
-    warmup_steps=2 if debug else 200,
-    weight_decay=0.05,
-    clip_norm=1.0,
-  )
+  config.optimizer = common.adamw(warmup_steps=2 if debug else 200)
   config.evaluate = dict(every=10 if debug else 500, batch_size=64 if debug else 256, probe=False)
   config.checkpoint.every = 5 if debug else 250
   config.checkpoint.metric = "expression/f1"

@@ -184,13 +184,9 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     ema_decay=0.998,
     mixup_alpha=0.0,
   )
-  config.optimizer = dict(
-    name="optim.adamw",
+  config.optimizer = common.adamw(
     learning_rate=kind.get("learning_rate", 1e-3),
-    schedule="cosine",
     warmup_steps=min(kind.get("warmup_steps", 200), config.steps // 10),
-    weight_decay=0.05,
-    clip_norm=1.0,
   )
 
   config.evaluate = dict(

@@ -27,6 +27,7 @@ MODES = [
     "submit",
     "export",
     "experiment",
+    "initialise",
   )
 ]
 
@@ -34,6 +35,8 @@ MODES = [
 # module needs one.
 RULES = [
   (["configs", "configs.*"], ["configs.*"]),
+  (["affjax.paths"], []),
+  (["affjax.optim", "affjax.sharding"], ["affjax.paths"]),
   (LEAVES, []),
   (["affjax.annotations"], ["affjax.labels"]),
   (

@@ -29,7 +29,8 @@ def from_config(config: Mapping[str, Any]) -> Any:
     raise ValueError(f"config.losses and config.labels must name the same tasks, not {unknown}")
   outputs = {task: len(names) for task, names in config["labels"].items()}
   dtype = activation_dtype(config["dtype"])
-  return build(
+  optimizer = config["optimizer"]
+  procedure = build(
     config["procedure"],
     "affjax.procedures",
     make_model=lambda rngs: build(
@@ -42,8 +43,11 @@ def from_config(config: Mapping[str, Any]) -> Any:
     ),
     image_size=config["image_size"],
     losses=config["losses"],
-    optimizer=build(config["optimizer"], "affjax", steps=config["steps"]),
+    optimizer=build(optimizer, "affjax", steps=config["steps"]),
     augment=config["augment"],
     seed=config["seed"],
     accumulate=config.get("accumulate", 1),  # absent from the configs of earlier runs
   )
+  if optimizer.get("groups") or optimizer.get("layer_decay", 1.0) != 1:
+    jax.eval_shape(procedure.init)  # what does not fit the parameters is said before they are there
+  return procedure

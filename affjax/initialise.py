@@ -1,0 +1,230 @@
+"""The first state of a run, taken in part from another run or from a file of arrays.
+
+  config.initialise = dict(
+    source="runs/vit_mtl",      # the folder of a run, or an .npz file; None: a random start
+    checkpoint="best",          # of a run: best, latest or a step
+    weights="ema",              # of a run: its moving average where it kept one, or "raw"
+    include="encoder",          # patterns of names in *this* run, see `affjax.paths`
+    exclude="encoder/positions",
+    rename=(("^", "model/encoder/"),),  # from the source's names to this run's, re.sub in turn
+  )
+
+What is taken stands in the parameters, in their moving average and in what else the model keeps;
+step and optimiser start anew. A run that continues has its own checkpoint and takes nothing.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from affjax import checkpoints, paths, workdir
+from affjax.models import vit, weights
+from affjax.state import TrainState
+
+WEIGHTS = ("ema", "raw")
+FIELDS = ("source", "checkpoint", "weights", "include", "exclude", "rename")
+POSITIONS = "model/encoder/positions"
+
+
+@dataclasses.dataclass(frozen=True)
+class Taken:
+  """What a run starts from.
+
+  Attributes:
+    arrays: name in this run -> array of its shape.
+    facts: where they are from, as JSON.
+    report: lines: what was taken, what starts at random, what of the source is not used.
+  """
+
+  arrays: dict[str, np.ndarray]
+  facts: dict[str, Any]
+  report: str
+
+
+def read(section: Mapping[str, Any] | None, state: TrainState) -> Taken | None:
+  """Reads what a config asks for and holds it against the state that it is for.
+
+  Args:
+    section: `config.initialise`; None, as in the configs of earlier runs: nothing is asked for.
+    state: of this run, or its shapes.
+
+  Raises:
+    ValueError: there is no such source, a pattern fits nothing, nothing is left to take, or an
+      array has another shape.
+  """
+  if not section or not section.get("source"):
+    return None
+  if unknown := sorted(set(section) - set(FIELDS)):
+    raise ValueError(f"config.initialise takes no {unknown}; it takes {', '.join(FIELDS)}")
+  arrays, facts = _open(section)
+  found = _renamed(arrays, section.get("rename") or ())
+  own = paths.named(state.params) | paths.named(state.model_state)
+  chosen = _chosen(own, section)
+  if not (common := [name for name in chosen if name in found]):
+    raise ValueError(
+      f"config.initialise: {facts['source']} has none of the parameters that are asked for, such as"
+      f" {paths.like(next(iter(found), ''), chosen)}; it has {paths.like(chosen[0], found)}:"
+      " config.initialise.rename makes other names of them"
+    )
+  resized = _resized(found, own, common)
+  taken = {name: resized.get(name, found[name]) for name in common}
+  _check_shapes(taken, own, facts["source"])
+  taken = {name: array.astype(own[name].dtype) for name, array in taken.items()}
+  facts["arrays"] = len(taken)
+  return Taken(taken, facts, _report(facts, taken, own, chosen, found, resized))
+
+
+def fill(state: TrainState, arrays: Mapping[str, jax.Array | np.ndarray]) -> TrainState:
+  """The state with these arrays in it; pure, for `jax.jit`.
+
+  Args:
+    state: of a run at step 0.
+    arrays: name -> array, as in `Taken`.
+  """
+
+  def one(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+    name = paths.name(path)
+    # A copy: the same buffer twice in a donated state would be donated twice.
+    return jnp.copy(arrays[name]) if name in arrays else leaf
+
+  put = lambda tree: jax.tree_util.tree_map_with_path(one, tree)
+  return state.replace(
+    params=put(state.params), model_state=put(state.model_state), ema=put(state.ema)
+  )
+
+
+def _open(section: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  """The source's arrays by name, and where they are from."""
+  path = Path(section["source"]).expanduser().absolute()
+  if path.is_file():
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return weights.read(path), {"source": str(path), "sha256": digest}
+  root = path / workdir.CHECKPOINTS
+  if not root.is_dir():
+    raise ValueError(
+      f"config.initialise.source={section['source']!r} is neither the folder of a run nor an .npz"
+    )
+  kind = section.get("weights") or WEIGHTS[0]
+  if kind not in WEIGHTS:
+    raise ValueError(f"config.initialise.weights={kind!r}: use one of {', '.join(WEIGHTS)}")
+  step = checkpoints.pick(root, str(section.get("checkpoint") or "best"))
+  folder = root / str(step)
+  parts = checkpoints.read(folder, ("ema", "params", "model_state"))
+  kind = "raw" if parts["ema"] is None else kind
+  arrays = paths.named(parts["ema"] if kind == "ema" else parts["params"])
+  digest = hashlib.sha256((folder / checkpoints.MANIFEST).read_bytes()).hexdigest()
+  facts = {"source": str(path), "step": step, "weights": kind, "manifest_sha256": digest}
+  return arrays | paths.named(parts["model_state"]), facts
+
+
+def _renamed(
+  arrays: Mapping[str, np.ndarray], rules: Iterable[tuple[str, str]]
+) -> dict[str, np.ndarray]:
+  """The arrays under the names of this run."""
+  now = {name: name for name in arrays}
+  for rule in rules:
+    if isinstance(rule, str) or len(rule) != 2:
+      raise ValueError(f"config.initialise.rename: {rule!r} is not a (pattern, replacement)")
+    try:
+      after = {name: re.sub(*rule, current) for name, current in now.items()}
+    except (re.error, IndexError) as e:
+      raise ValueError(f"config.initialise.rename: {rule!r}: {e}") from e
+    if after == now:
+      like = paths.like(rule[0], now.values())
+      raise ValueError(f"config.initialise.rename: {rule[0]!r} changes no name; there are {like}")
+    now = after
+  renamed: dict[str, str] = {}
+  for name, current in now.items():
+    if current in renamed:
+      raise ValueError(
+        f"config.initialise.rename makes {current} of both {renamed[current]} and {name}"
+      )
+    renamed[current] = name
+  return {current: arrays[name] for current, name in renamed.items()}
+
+
+def _chosen(own: Mapping[str, Any], section: Mapping[str, Any]) -> list[str]:
+  """The names of this run that are included and not excluded."""
+  fits = {}
+  for field in ("include", "exclude"):
+    if text := section.get(field):
+      where = f"config.initialise.{field}"
+      pattern = paths.pattern(text, where)
+      fits[field] = {name for name in own if pattern.search(name)}
+      if not fits[field]:
+        like = paths.like(text, own)
+        raise ValueError(f"{where}={text!r} fits no parameter; there are {like} and others")
+  chosen = fits.get("include", set(own)) - fits.get("exclude", set())
+  if not chosen:
+    raise ValueError("config.initialise.exclude leaves nothing of what include fits")
+  return [name for name in own if name in chosen]
+
+
+def _resized(
+  found: Mapping[str, np.ndarray], own: Mapping[str, Any], common: Iterable[str]
+) -> dict[str, np.ndarray]:
+  """Position embeddings of another number of patches, made to fit, where the encoder can."""
+  resize = getattr(vit, "resize_positions", None)
+  if resize is None or POSITIONS not in common:
+    return {}
+  array, shape = found[POSITIONS], own[POSITIONS].shape
+  if array.shape == shape or array.ndim != 3 or array.shape[::2] != shape[::2]:
+    return {}
+  return {POSITIONS: np.asarray(resize(array, shape[1]))}
+
+
+def _check_shapes(taken: Mapping[str, np.ndarray], own: Mapping[str, Any], source: str) -> None:
+  wrong = [name for name, array in taken.items() if array.shape != own[name].shape]
+  if not wrong:
+    return
+  first = ", ".join(f"{n} is {taken[n].shape} there, {own[n].shape} here" for n in wrong[:2])
+  more = f", and {len(wrong) - 2} more differ" if len(wrong) > 2 else ""
+  few = f"='{'|'.join(wrong)}'" if len(wrong) <= 4 else ""
+  raise ValueError(
+    f"config.initialise: {source}: {first}{more}: leave out what is of another size"
+    f" with config.initialise.exclude{few}"
+  )
+
+
+def _report(
+  facts: Mapping[str, Any],
+  taken: Mapping[str, np.ndarray],
+  own: Mapping[str, Any],
+  chosen: Iterable[str],
+  found: Mapping[str, np.ndarray],
+  resized: Mapping[str, np.ndarray],
+) -> str:
+  from_run = f" step {facts['step']}, {facts['weights']} weights" if "step" in facts else ""
+  numbers = sum(array.size for array in taken.values())
+  left_out = [name for name in own if name not in set(chosen)]
+  absent = [name for name in chosen if name not in taken]
+  lines = [
+    f"start  {facts['source']}{from_run}",
+    f"       taken: {len(taken)} of {len(own)} arrays, {numbers:,} numbers: {_counts(taken)}",
+  ]
+  lines += [
+    f"       resized: {n} {found[n].shape} -> {array.shape}" for n, array in resized.items()
+  ]
+  for what, names in (
+    ("at random, not asked for", left_out),
+    ("at random, not in the source", absent),
+    ("of the source, not used", [name for name in found if name not in taken]),
+  ):
+    if names:
+      lines.append(f"       {what}: {len(names)} arrays: {_counts(names)}")
+  return "\n".join(lines)
+
+
+def _counts(names: Iterable[str]) -> str:
+  """How many arrays there are of each part, such as model/encoder or log_variance."""
+  part = lambda name: "/".join(name.split("/")[:-1][:2]) or name
+  parts = collections.Counter(map(part, names))
+  return ", ".join(f"{name} {count}" for name, count in parts.items())

@@ -1,0 +1,236 @@
+"""What a run takes from another: names, shapes, what is said of it, and that it then is so."""
+
+import json
+import re
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import debug_config
+
+from affjax import checkpoints, experiment, initialise, paths, procedures, sharding, train
+from affjax.state import TrainState
+from configs import lsd
+
+
+def state_of(classes=7, value=0.0, ema=None, seed=None):
+  """A small state whose arrays all hold a value, or numbers drawn with a seed."""
+  rng = np.random.default_rng(seed)
+  make = lambda *shape: (
+    jnp.full(shape, value) if seed is None else jnp.asarray(rng.normal(size=shape), jnp.float32)
+  )
+  model = {
+    "encoder": {
+      "stem": {"kernel": make(3, 2)},
+      "blocks": {0: {"kernel": make(2, 2)}, 1: {"kernel": make(2, 2)}},
+      "positions": make(1, 4, 2),
+    },
+    "decoder": {"heads": {"kernel": make(2, classes), "bias": make(classes)}},
+  }
+  params = {"model": model, "log_variance": {"expression": make()}}
+  mean = {"model": {"encoder": {"norm": {"mean": make(2)}}}}
+  return TrainState(jnp.int32(0), params, mean, (make(5),), ema)
+
+
+def flat(tree):
+  return {name: np.asarray(x) for name, x in paths.named(tree).items()}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  """The folder of a run: at step 5 (the best) all is 5 and its average 6, at step 9 it is 9."""
+  where = tmp_path_factory.mktemp("run")
+  saved = checkpoints.Checkpoints(where / "checkpoints")
+  for step, score in ((5, 1.0), (9, 0.5)):
+    saved.save(step, state_of(8, step, state_of(8, step + 1).params), {"seed": 0}, score)
+  saved.close()
+  return where
+
+
+def read(source, state=None, **section):
+  return initialise.read({"source": str(source), **section}, state or state_of())
+
+
+ENCODER = [
+  "model/encoder/blocks/0/kernel",
+  "model/encoder/blocks/1/kernel",
+  "model/encoder/norm/mean",
+  "model/encoder/positions",
+  "model/encoder/stem/kernel",
+]
+
+
+def test_what_is_included_is_taken_from_the_average_of_the_best_step(run):
+  taken = read(run, include="encoder")
+  assert sorted(taken.arrays) == ENCODER
+  assert {float(x.max()) for n, x in taken.arrays.items() if "mean" not in n} == {6}
+  assert taken.arrays["model/encoder/norm/mean"].tolist() == [5, 5]  # has no average
+  assert len(taken.facts.pop("manifest_sha256")) == 64
+  assert taken.facts == {"source": str(run), "step": 5, "weights": "ema", "arrays": 5}
+
+
+def test_another_checkpoint_and_weights_as_they_are_can_be_asked_for(run):
+  taken = read(run, include="stem", checkpoint="latest", weights="raw")
+  assert taken.arrays["model/encoder/stem/kernel"].max() == 9
+  assert read(run, include="stem", checkpoint="5", weights="raw").facts["step"] == 5
+
+
+def test_what_is_excluded_is_not_taken(run):
+  taken = read(run, include="encoder", exclude="blocks/0|positions|norm")
+  assert sorted(taken.arrays) == [ENCODER[1], ENCODER[4]]
+
+
+def test_the_report_says_what_is_taken_what_is_random_and_what_is_left(run):
+  state = state_of()
+  state.params["model"]["decoder"]["tokens"] = jnp.zeros((3, 2))
+  report = read(run, state, exclude="heads").report
+  assert report.splitlines() == [
+    f"start  {run} step 5, ema weights",
+    "       taken: 6 of 9 arrays, 25 numbers: log_variance 1, model/encoder 5",
+    "       at random, not asked for: 2 arrays: model/decoder 2",
+    "       at random, not in the source: 1 arrays: model/decoder 1",
+    "       of the source, not used: 2 arrays: model/decoder 2",
+  ]
+
+
+def test_the_state_has_the_arrays_in_its_parameters_its_average_and_its_statistics(run):
+  state = state_of(seed=0)
+  state = state.replace(ema=jax.tree.map(jnp.copy, state.params))
+  arrays = read(run, include="encoder").arrays
+  filled = jax.jit(initialise.fill)(state, arrays)
+  for tree, before in ((filled.params, state.params), (filled.ema, state.params)):
+    for name, leaf in flat(tree).items():
+      expected = np.full(leaf.shape, 6) if "encoder" in name else flat(before)[name]
+      np.testing.assert_array_equal(leaf, expected, err_msg=name)
+  assert flat(filled.model_state)["model/encoder/norm/mean"].tolist() == [5, 5]
+  assert (filled.step, filled.opt_state[0].tolist()) == (0, state.opt_state[0].tolist())
+
+
+def test_a_file_of_arrays_is_read_under_other_names(tmp_path):
+  source = {"stem/kernel": np.full((3, 2), 7), "blocks/1/weight": np.full((2, 2), 8.0), "x": [1.0]}
+  np.savez(tmp_path / "w.npz", **source)
+  rename = [["^(stem|blocks)", r"model/encoder/\1"], ["weight$", "kernel"]]
+  taken = read(tmp_path / "w.npz", rename=rename)
+  assert sorted(taken.arrays) == [ENCODER[1], ENCODER[4]]
+  assert taken.arrays[ENCODER[4]].dtype == np.float32
+  assert taken.arrays[ENCODER[4]].max() == 7
+  assert sorted(taken.facts) == ["arrays", "sha256", "source"]
+  assert "of the source, not used: 1 arrays: x 1" in taken.report
+
+
+def refuse(match, source, state=None, **section):
+  with pytest.raises(ValueError, match=match) as error:
+    read(source, state, **section)
+  assert "\n" not in str(error.value)
+
+
+def test_another_shape_is_named_with_both_and_the_way_out(run):
+  refuse(
+    r"model/decoder/heads/bias is \(8,\) there, \(7,\) here, model/decoder/heads/kernel is"
+    r" \(2, 8\) there, \(2, 7\) here: .*exclude='model/decoder/heads/bias|model/decoder/heads/ker",
+    run,
+  )
+  message = re.escape("config.initialise.exclude='model/decoder/heads/bias|model/decoder/heads/ker")
+  refuse(message, run)
+  assert read(run, exclude="model/decoder/heads/bias|model/decoder/heads/kernel")
+
+
+def test_positions_are_resized_where_the_encoder_can(run, monkeypatch):
+  state = state_of()
+  state.params["model"]["encoder"]["positions"] = jnp.zeros((1, 9, 2))
+  only = {"include": "positions"}
+  monkeypatch.delattr(initialise.vit, "resize_positions", raising=False)
+  refuse(r"positions is \(1, 4, 2\) there, \(1, 9, 2\) here", run, state, **only)
+  grow = lambda array, length: np.full((1, length, array.shape[2]), array.max() + 1)
+  monkeypatch.setattr(initialise.vit, "resize_positions", grow, raising=False)
+  taken = read(run, state, **only)
+  assert taken.arrays["model/encoder/positions"].tolist() == np.full((1, 9, 2), 7).tolist()
+  assert "resized: model/encoder/positions (1, 4, 2) -> (1, 9, 2)" in taken.report
+
+
+def test_what_cannot_be_taken_is_said_in_one_line(run, tmp_path):
+  np.savez(tmp_path / "w.npz", kernel=np.ones((3, 2)), other=np.ones(2))
+  npz = tmp_path / "w.npz"
+  refuse("source='nowhere' is neither the folder of a run nor an .npz", "nowhere")
+  refuse("include='encodr/stm' fits no parameter; there are model/enc", run, include="encodr/stm")
+  refuse("exclude='hed' fits no parameter; there are", run, exclude="hed")
+  refuse("exclude leaves nothing", run, include="stem", exclude="encoder")
+  refuse("include='\\(' is no regular expression", run, include="(")
+  refuse("weights='averaged': use one of ema, raw", run, weights="averaged")
+  refuse("no checkpoint 'first'", run, checkpoint="first")
+  refuse("takes no .'from'.; it takes source, ", run, **{"from": "x"})
+  refuse("has none of the parameters that are asked for.*it has .*kernel", npz)
+  refuse("rename: 'stem' changes no name; there are kernel", npz, rename=[["stem", "x"]])
+  refuse("rename makes x of both kernel and other", npz, rename=[[".+", "x"]])
+  refuse("rename: 'stem' is not a", npz, rename=["stem", "x"])
+
+
+def test_nothing_asked_for_is_nothing_read():
+  assert initialise.read(None, state_of()) is None
+  assert initialise.read({"source": None, "include": "typo"}, state_of()) is None
+
+
+# The loop.
+
+SMALL = {
+  "encoder": dict(
+    name="vit.ViT", variant="mu/16", stem="patch", width=16, depth=2, num_heads=2,
+    layer_scale=0.02, drop_path_rate=0.1,
+  ),
+  "decoder": dict(name="decoders.TaskTokens", width=16, depth=1, num_heads=2, readout=0),
+}  # fmt: skip
+SIZES = dict(steps=4, image_size=48, log_every=2)
+
+
+def shrink(config):
+  config["model"] = {"name": "affect.AffectModel", **SMALL}
+  config |= SIZES
+  config["data"]["image_size"] = 48
+  config["checkpoint"]["every"] = 2
+  config["evaluate"]["every"] = 4
+  config["optimizer"]["warmup_steps"] = 0
+  return config
+
+
+def last(where, config):
+  saved = checkpoints.Checkpoints(where / "checkpoints", read_only=True)
+  abstract = experiment.abstract_state(procedures.from_config(config), sharding.make_mesh())
+  state, _ = saved.restore(saved.latest, abstract)
+  saved.close()
+  return jax.device_get(state)
+
+
+@pytest.mark.slow
+def test_a_frozen_encoder_of_another_run_stays_as_it_was_to_the_bit(tiny_faces, tmp_path, capsys):
+  first, second = tmp_path / "first", tmp_path / "second"
+  source = shrink(debug_config())
+  train.run(source, first, tiny_faces)
+  of_source = last(first, source)
+
+  config = lsd.get_config("debug")
+  with config.unlocked():
+    config.optimizer.groups = {"encoder": {"pattern": "encoder", "freeze": True}}
+  config.initialise.update(source=str(first), checkpoint="latest", include="encoder")
+  config = shrink(json.loads(config.to_json_best_effort())) | {"accumulate": 2}
+  train.run(config, second, tiny_faces)
+  before, after = flat(of_source.ema), last(second, config)
+  own = [name for name in before if "encoder" in name]
+  assert f"taken: {len(own)} of {len(flat(after.params))} arrays" in capsys.readouterr().out
+  start = flat(jax.jit(procedures.from_config(config).init)().params)
+  for tree in (flat(after.params), flat(after.ema)):
+    for name, x in tree.items():
+      if "encoder" in name:
+        assert x.tobytes() == before[name].tobytes(), name
+      elif name.endswith("kernel"):
+        assert (x != start[name]).any(), name
+  assert not [name for name in paths.named(after.opt_state) if "encoder/stem" in name]
+
+  # It goes on, without the source.
+  shutil.rmtree(first)
+  train.run(config, second, tiny_faces)
+  assert "taken:" not in capsys.readouterr().out
+  fresh, resumed = map(json.loads, (second / "starts.jsonl").read_text().splitlines())
+  assert (fresh["initialise"]["source"], fresh["initialise"]["step"]) == (str(first), 4)
+  assert "initialise" not in resumed
