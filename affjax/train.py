@@ -118,7 +118,7 @@ def _loop(
 ) -> bool:
   """The loop; returns whether it reached the last step."""
   primary = jax.process_index() == 0
-  whole = sharding.replicated(mesh)
+  abstract = experiment.abstract_state(procedure, *experiment.open_mesh(config))
   settings = config["checkpoint"]
   saved = checkpoints.Checkpoints(
     where / workdir.CHECKPOINTS,
@@ -127,11 +127,12 @@ def _loop(
   )
   position = {"seed": config["seed"], "fingerprint": data.summary["fingerprint"]}
   if saved.latest is None:
-    current = jax.jit(procedure.init, out_shardings=whole)()
+    placed = jax.tree.map(lambda x: x.sharding, abstract)
+    current = jax.jit(procedure.init, out_shardings=placed)()
     start = 0
   else:
     start = saved.latest
-    current, found = saved.restore(start, experiment.abstract_state(procedure, mesh))
+    current, found = saved.restore(start, abstract)
     if found["fingerprint"] != position["fingerprint"]:
       raise ValueError(
         f"{where} was trained on other data than {data.build.data_dir} holds (fingerprint"
@@ -139,7 +140,7 @@ def _loop(
       )
     if primary:
       print(f"       continues from step {start}", flush=True)
-  train_step = jax.jit(procedure.train_step, donate_argnums=0, out_shardings=whole)
+  train_step = experiment.train_step(procedure, abstract, mesh)
   batches = training_batches(config, data, mesh, start)
   ceilings = evaluate.ceilings(data, data.select, choose.scoring)
   step, pending, flying = start, None, None
@@ -176,7 +177,7 @@ def _loop(
       with watch.waiting():
         batch = next(batches)
       if step == 0:
-        _picture(where / PICTURE, procedure, batch, data, whole)
+        _picture(where / PICTURE, procedure, batch, data, sharding.replicated(mesh))
       with watch.pausing() if step == start else contextlib.nullcontext():  # it is compiled first
         current, metrics = train_step(current, batch)  # donates `current`
       if flying is not None:

@@ -13,7 +13,7 @@ OURS = ("affjax", "configs", "tfds_builders")
 LEAVES = [
   f"affjax.{name}"
   for name in (
-    "losses", "metrics", "labels", "augment", "sharding", "build", "optim", "postprocess",
+    "losses", "metrics", "labels", "augment", "sharding", "build", "optim", "postprocess", "cost",
   )
 ]  # fmt: skip
 MODES = [
@@ -27,6 +27,7 @@ MODES = [
     "submit",
     "export",
     "experiment",
+    "dry_run",
   )
 ]
 
@@ -34,6 +35,8 @@ MODES = [
 # module needs one.
 RULES = [
   (["configs", "configs.*"], ["configs.*"]),
+  (["affjax.paths"], []),
+  (["affjax.optim", "affjax.sharding"], ["affjax.paths"]),
   (LEAVES, []),
   (["affjax.annotations"], ["affjax.labels"]),
   (
