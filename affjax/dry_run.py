@@ -15,9 +15,20 @@ import numpy as np
 from clu import parameter_overview
 from jax.experimental import topologies
 
-from affjax import cost, experiment, procedures, sharding, state, workdir
+from affjax import cost, evaluate, experiment, procedures, sharding, state, workdir
 
 TOPOLOGIES = ("v5e:2x4", "v5e:4x4", "v5p:2x2x1", "v6e:2x4")
+# For libtpu: there are no TPUs on this machine, nor a cloud to ask for their names; no logs; other
+# processes may compile too.
+_ENVIRONMENT = {
+  "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # of this machine, whatever the topology
+  "TPU_WORKER_HOSTNAMES": "localhost",
+  "TPU_WORKER_ID": "0",
+  "TPU_LOG_DIR": "disabled",
+  "TPU_STDERR_LOG_LEVEL": "3",
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 
 
 def run(
@@ -48,10 +59,11 @@ def run(
   if topology and config["dtype"] == "auto":
     config = {**config, "dtype": "bfloat16"}  # as it would be there
   mesh = experiment.check_config(config, devices)
+  _, rules = experiment.open_mesh(config, devices)
   data = experiment.Data(config, data_dir) if opens else None
   config = experiment.resolve_losses(config, data)
   procedure = procedures.from_config(config)
-  abstract = experiment.abstract_state(procedure, *experiment.open_mesh(config, devices))
+  abstract = experiment.abstract_state(procedure, mesh, rules)
   batch = _batch(config) if data is None else _open(config, data)
   print(_settings(config), "", sep="\n")
   print(_elements(batch), "", sep="\n")
@@ -85,7 +97,6 @@ def tpus(topology: str) -> Sequence[jax.Device]:
     raise ValueError(
       f"--topology={topology} needs the TPU compiler: pip install 'affjax[tpu-aot]' (500 MB)"
     )
-  # libtpu looks for the machine's own TPUs: there are none, and the cloud's metadata are elsewhere.
   for name, value in _ENVIRONMENT.items():
     os.environ.setdefault(name, value)
   try:
@@ -97,21 +108,11 @@ def tpus(topology: str) -> Sequence[jax.Device]:
     ) from e
 
 
-_ENVIRONMENT = {
-  "TPU_SKIP_MDS_QUERY": "1",
-  "TPU_WORKER_HOSTNAMES": "localhost",
-  "TPU_WORKER_ID": "0",
-  "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-  "TPU_LOG_DIR": "disabled",
-  "TPU_STDERR_LOG_LEVEL": "3",
-  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
-
-
 def _open(config: Mapping[str, Any], data: experiment.Data) -> Any:
   """Opens every split that the run would read; returns the shapes of a training batch."""
   if data.sampling == "class_balanced":
     data.require("expression", "config.data.sampling='class_balanced'")
+  evaluate.check_metric(config, data)
   for split in data.with_no_view((data.select, *data.report)):
     data.records(split).batch(np.arange(1))
   first = data.records(data.train_split).batch(np.arange(1))

@@ -250,6 +250,17 @@ def evaluator(
   )
 
 
+def check_metric(config: Mapping[str, Any], data: experiment.Data) -> None:
+  """Raises ValueError unless checkpoints can be chosen by `config.checkpoint.metric`."""
+  scoring = Scoring.of(data.labels, records.metadata(data.build))
+  names = scoring.names([task for task in data.labels if data.labelled(data.select, task)])
+  if config["checkpoint"]["metric"] not in names:
+    raise ValueError(
+      f"config.checkpoint.metric={config['checkpoint']['metric']!r}: the scores of"
+      f" {data.build.name} {data.select} are {', '.join(names)}"
+    )
+
+
 def ceilings(data: experiment.Data, split: str, scoring: Scoring) -> Scores:
   """The scores of the best possible system, where the data set says them; else nothing.
 
@@ -387,9 +398,8 @@ def score(
   root = where / workdir.CHECKPOINTS
   step = checkpoints.pick(root, which)
   saved = checkpoints.Checkpoints(root, read_only=True)
-  restored, _ = saved.restore(
-    step, experiment.abstract_state(procedure, *experiment.open_mesh(config))
-  )
+  _, rules = experiment.open_mesh(config)
+  restored, _ = saved.restore(step, experiment.abstract_state(procedure, mesh, rules))
   saved.close()
   params = restored.averaged if weights == "ema" else restored.params
   primary = jax.process_index() == 0

@@ -88,13 +88,7 @@ def run(config: Mapping[str, Any], where: Path, data_dir: str | None = None) -> 
   workdir.check(where, config)
   resolved, data, procedure, mesh = experiment.open_training(config, data_dir)
   choose = evaluate.evaluator(config, data, data.select, procedure, mesh)
-  labelled = [task for task in data.labels if data.labelled(data.select, task)]
-  names = choose.scoring.names(labelled)
-  if config["checkpoint"]["metric"] not in names:
-    raise ValueError(
-      f"config.checkpoint.metric={config['checkpoint']['metric']!r}: the scores of"
-      f" {data.build.name} {data.select} are {', '.join(names)}"
-    )
+  evaluate.check_metric(config, data)
   primary = jax.process_index() == 0
   if primary:
     workdir.record(where, config, {"devices": [str(d) for d in jax.devices()]})
@@ -118,7 +112,8 @@ def _loop(
 ) -> bool:
   """The loop; returns whether it reached the last step."""
   primary = jax.process_index() == 0
-  abstract = experiment.abstract_state(procedure, *experiment.open_mesh(config))
+  _, rules = experiment.open_mesh(config)
+  abstract = experiment.abstract_state(procedure, mesh, rules)
   settings = config["checkpoint"]
   saved = checkpoints.Checkpoints(
     where / workdir.CHECKPOINTS,
