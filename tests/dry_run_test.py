@@ -141,7 +141,5 @@ def test_the_step_of_the_licensed_datas_recipe_costs_on_tpus_what_it_did(variant
     # Other releases of the compiler fuse and schedule in other ways.
     assert value == pytest.approx(expected[key], rel=0.15, abs=1), key
   if rules == "fsdp":
-    assert (
-      dataclasses.replace(found).arguments
-      < 0.16 * golden[f"{variant} replicated"]["arguments"] * 1e6
-    )
+    whole = golden[f"{variant} replicated"]["arguments"]
+    assert found.arguments / 1e6 == pytest.approx(whole / 8, rel=0.1)
