@@ -10,7 +10,7 @@ from typing import Any
 import grain
 import jax
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from affjax import checkpoints, experiment, metrics, probe, procedures, sharding, workdir
@@ -188,12 +188,13 @@ class Evaluator:
     self._batch_size = batch_size
     self._threads = threads
     self._open(data, name)
-    # Each part of the mesh's data axis gives states of its own: scoring needs no collective.
+    # Each device gives states of its own rows: scoring needs no collective.
+    rows = sharding.split_batch(mesh).spec
     parts = jax.shard_map(
       lambda *args: jax.tree.map(lambda x: x[None], scoring.states(*args)),
       mesh=mesh,
-      in_specs=PartitionSpec("data"),
-      out_specs=PartitionSpec("data"),
+      in_specs=rows,
+      out_specs=rows,
       check_vma=False,
     )
     self._step = jax.jit(
@@ -247,6 +248,17 @@ def evaluator(
     name=split,
     threads=config["data"]["threads"],
   )
+
+
+def check_metric(config: Mapping[str, Any], data: experiment.Data) -> None:
+  """Raises ValueError unless checkpoints can be chosen by `config.checkpoint.metric`."""
+  scoring = Scoring.of(data.labels, records.metadata(data.build))
+  names = scoring.names([task for task in data.labels if data.labelled(data.select, task)])
+  if config["checkpoint"]["metric"] not in names:
+    raise ValueError(
+      f"config.checkpoint.metric={config['checkpoint']['metric']!r}: the scores of"
+      f" {data.build.name} {data.select} are {', '.join(names)}"
+    )
 
 
 def ceilings(data: experiment.Data, split: str, scoring: Scoring) -> Scores:
@@ -335,7 +347,7 @@ def run(
       view={},
     )
     config["evaluate"]["probe"] = False  # it learns from the split that the run has learnt from
-  mesh = sharding.make_mesh(**config["mesh"])
+  mesh, _ = experiment.open_mesh(config)
   procedure = procedures.from_config(config)
   data = experiment.Data(config, data_dir)
   return score(
@@ -386,7 +398,8 @@ def score(
   root = where / workdir.CHECKPOINTS
   step = checkpoints.pick(root, which)
   saved = checkpoints.Checkpoints(root, read_only=True)
-  restored, _ = saved.restore(step, experiment.abstract_state(procedure, mesh))
+  _, rules = experiment.open_mesh(config)
+  restored, _ = saved.restore(step, experiment.abstract_state(procedure, mesh, rules))
   saved.close()
   params = restored.averaged if weights == "ema" else restored.params
   primary = jax.process_index() == 0

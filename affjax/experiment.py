@@ -1,14 +1,13 @@
 """A config, opened: its data sets, the shapes of its state, what it says of itself."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from clu import parameter_overview
 from jax.sharding import Mesh
 
-from affjax import optim, procedures, sharding, state
+from affjax import cost, optim, paths, procedures, sharding, state
 from affjax.build import bind
 from affjax.data import prepare, records, views
 
@@ -111,8 +110,10 @@ class Data:
     return "\n".join(lines)
 
 
-def resolve_losses(config: Mapping[str, Any], data: Data) -> dict[str, Any]:
+def resolve_losses(config: Mapping[str, Any], data: Data | None) -> dict[str, Any]:
   """The config with numbers where its losses ask for what the training split's labels say.
+
+  Without data they are those of labels in equal shares.
 
   In terms of the model's labels, over the labelled rows:
   - `class_weights="balanced"`: rows / (classes that occur * rows of the class), so that the mean
@@ -127,6 +128,7 @@ def resolve_losses(config: Mapping[str, Any], data: Data) -> dict[str, Any]:
   """
   sections = {task: dict(section) for task, section in config["losses"].items()}
   for task, section in sections.items():
+    size = len(config["labels"][task])
     for option, (name, from_counts) in _FROM_COUNTS.items():
       if isinstance(section.get(option), str) and section[option] != name:
         raise ValueError(
@@ -134,8 +136,8 @@ def resolve_losses(config: Mapping[str, Any], data: Data) -> dict[str, Any]:
           f" of {', '.join(config['labels'][task])}"
         )
       if section.get(option) == name:
-        section[option] = from_counts(*_counts(data, task, f"{option}={name!r}")).tolist()
-    size = len(config["labels"][task])
+        counts = _counts(data, task, f"{option}={name!r}") if data else np.ones((2, size))
+        section[option] = from_counts(*counts).tolist()
     shapes = [jax.ShapeDtypeStruct((1, size), np.float32)] * 2
     shapes.append(jax.ShapeDtypeStruct((1,) if task == "expression" else (1, size), np.float32))
     try:
@@ -176,38 +178,71 @@ _FROM_COUNTS = {
 }
 
 
-def abstract_state(procedure: Any, mesh: Mesh) -> state.TrainState:
-  """Shapes, dtypes and shardings of the state; nothing is computed."""
-  whole = sharding.replicated(mesh)
+def open_mesh(
+  config: Mapping[str, Any], devices: Sequence[jax.Device] | None = None
+) -> tuple[Mesh, sharding.Rules]:
+  """The mesh of a config over the devices (None: all), and the rules of where its state lives."""
+  sizes = dict(config["mesh"])
+  rules = sizes.pop("rules", "replicated")  # absent from the configs of earlier runs
+  mesh = sharding.make_mesh(**sizes, devices=devices)
+  return mesh, sharding.parse(rules, mesh)
+
+
+def abstract_state(procedure: Any, mesh: Mesh, rules: sharding.Rules = ()) -> state.TrainState:
+  """Shapes, dtypes and shardings of the state; nothing is computed.
+
+  Raises:
+    ValueError: the rules do not fit the parameters.
+  """
+  shapes = jax.eval_shape(procedure.init)
   return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
-    jax.eval_shape(procedure.init),
+    lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+    shapes,
+    sharding.shardings(shapes, paths.named(shapes.params), rules, mesh),
   )
 
 
-def describe(config: Mapping[str, Any], data: Data, procedure: Any, mesh: Mesh) -> str:
-  """What the run is: devices, data, parameters, work per image."""
+def train_step(procedure: Any, abstract: state.TrainState, mesh: Mesh) -> Any:
+  """The procedure's step, jitted: takes and gives a state that lives where `abstract` says.
+
+  The state is donated. Metrics come whole on every device.
+  """
+  placed = jax.tree.map(lambda x: x.sharding, abstract)
+  return jax.jit(
+    procedure.train_step,
+    donate_argnums=0,
+    in_shardings=(placed, sharding.split_batch(mesh)),
+    out_shardings=(placed, sharding.replicated(mesh)),
+  )
+
+
+def describe(config: Mapping[str, Any], data: Data | None, procedure: Any, mesh: Mesh) -> str:
+  """What the run is: devices, data (where there are), parameters, work per image."""
   abstract = jax.eval_shape(procedure.init)
-  size = data.image_size
+  size = config["data"]["image_size"]
   image = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
-  cost = jax.jit(procedure.predict).lower(abstract.params, abstract.model_state, image)
-  flops = (cost.cost_analysis() or {}).get("flops", float("nan"))
+  flops = cost.flops(procedure.predict, abstract.params, abstract.model_state, image)
   parameters = state.count(abstract.params["model"])
-  kind = jax.devices()[0].device_kind
+  devices = list(mesh.devices.flat)
+  processes = len({device.process_index for device in devices})
   axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
-  epochs = config["steps"] * config["batch_size"] / len(data.records(data.train_split))
+  rules = config["mesh"].get("rules", "replicated")
+  steps, batch_size = config["steps"], config["batch_size"]
+  extras = []
+  if data:
+    extras += [f"= {steps * batch_size / len(data.records(data.train_split)):.1f} epochs"]
   parts = config.get("accumulate", 1)
-  extras = [f"in {parts} micro-batches"] * (parts > 1)
-  extras += ["classes in equal shares"] * (data.sampling == "class_balanced")
+  extras += [f"in {parts} micro-batches"] * (parts > 1)
+  extras += ["classes in equal shares"] * (config["data"].get("sampling") == "class_balanced")
   return "\n".join(
     [
-      f"device {jax.device_count()} x {kind} in {jax.process_count()} process(es), mesh {axes}",
-      data.describe(),
+      f"device {len(devices)} x {devices[0].device_kind} in {processes} process(es), mesh {axes}"
+      + (f", state {rules}" if rules != "replicated" else ""),
+      *([data.describe()] if data else []),
       f"model  {parameters / 1e6:.2f} M parameters, {flops / 1e9:.3f} GFLOP per image (forward),"
       f" {config['image_size']} px, {procedures.activation_dtype(config['dtype'])} activations",
       *_describe_losses(config),
-      f"train  {config['steps']} steps of {config['batch_size']} images = {epochs:.1f} epochs"
-      + "".join(f", {extra}" for extra in extras),
+      f"train  {steps} steps of {batch_size} images {', '.join(extras)}".rstrip(),
       *(f"learns {line}" for line in optim.describe(abstract.params, config)),
     ]
   )
@@ -235,14 +270,7 @@ def open_training(
   Raises:
     ValueError: the config or the data do not fit.
   """
-  mesh = sharding.make_mesh(**config["mesh"])
-  parts, batch_size = config.get("accumulate", 1), config["batch_size"]
-  if parts < 1 or batch_size % parts:
-    raise ValueError(f"config.accumulate={parts} does not divide config.batch_size={batch_size}")
-  micro = " / config.accumulate" if parts > 1 else ""
-  sharding.check_batch(batch_size // parts, mesh, f"config.batch_size{micro}")
-  sharding.check_batch(config["evaluate"]["batch_size"], mesh, "config.evaluate.batch_size")
-  procedures.from_config(config)  # what it refuses is said before any data is made
+  mesh = check_config(config)
   data = Data(config, data_dir)
   if data.sampling == "class_balanced":
     data.require("expression", "config.data.sampling='class_balanced'")
@@ -250,13 +278,20 @@ def open_training(
   return resolved, data, procedures.from_config(resolved), mesh
 
 
-def check(config: Mapping[str, Any], data_dir: str | None = None) -> None:
-  """Opens everything that a run needs, prints what it would be, and stops.
+def check_config(config: Mapping[str, Any], devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """What can be refused before any data is made; returns the mesh.
 
   Raises:
-    ValueError: the config or the data do not fit.
+    ValueError: mesh, rules, batch sizes or the procedure do not fit.
   """
-  config, data, procedure, mesh = open_training(config, data_dir)
-  shapes = abstract_state(procedure, mesh).params["model"]
-  print(parameter_overview.get_parameter_overview(shapes, include_stats=False))
-  print(describe(config, data, procedure, mesh))
+  mesh, rules = open_mesh(config, devices)
+  parts, batch_size = config.get("accumulate", 1), config["batch_size"]
+  if parts < 1 or batch_size % parts:
+    raise ValueError(f"config.accumulate={parts} does not divide config.batch_size={batch_size}")
+  micro = " / config.accumulate" if parts > 1 else ""
+  sharding.check_batch(batch_size // parts, mesh, f"config.batch_size{micro}")
+  sharding.check_batch(config["evaluate"]["batch_size"], mesh, "config.evaluate.batch_size")
+  procedure = procedures.from_config(config)
+  if config["mesh"].get("rules") not in (None, *sharding.RULES):  # those fit any parameters
+    abstract_state(procedure, mesh, rules)
+  return mesh

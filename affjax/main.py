@@ -24,13 +24,24 @@ _MODE = flags.DEFINE_enum(
   "train",
   ["train", "evaluate", "check"],
   "train: train, then score. evaluate: score a checkpoint of --workdir. check: resolve the config,"
-  " open the data, say what the run would be, and stop.",
+  " open the data, say what the run would be and cost, and stop.",
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where prepared data lives; default: TFDS's.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "To evaluate: best, latest or a step.")
 _WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "To evaluate: averaged or not.")
 _DATA = flags.DEFINE_string("data", None, "To evaluate on another data set: NAME or NAME/CONFIG.")
 _SPLITS = flags.DEFINE_list("splits", [], "To evaluate: which splits; default the run's own.")
+_TOPOLOGY = flags.DEFINE_string(
+  "topology",
+  "",
+  "To check: compile for TPUs that are not here, e.g. v5e:2x4; needs the extra tpu-aot.",
+)
+_COMPILE = flags.DEFINE_boolean(
+  "compile", True, "To check: compile the training step, for memory and collectives."
+)
+_OPEN_DATA = flags.DEFINE_boolean(
+  "open_data", True, "To check: open the data; without, shapes are those that the config says."
+)
 _COORDINATOR = flags.DEFINE_string(
   "coordinator",
   None,
@@ -71,7 +82,7 @@ def _config() -> dict[str, Any]:
 
 def _run() -> None:
   # Imported here: a mistyped flag is answered at once.
-  from affjax import evaluate, experiment, train, workdir
+  from affjax import dry_run, evaluate, train, workdir
 
   where = _WORKDIR.value and Path(_WORKDIR.value)
   if _MODE.value == "evaluate" and where and not _CONFIG.value:
@@ -85,7 +96,13 @@ def _run() -> None:
   if _MODE.value == "train":
     train.run(config, where, _DATA_DIR.value)
   elif _MODE.value == "check":
-    experiment.check(config, _DATA_DIR.value)
+    dry_run.run(
+      config,
+      _DATA_DIR.value,
+      topology=_TOPOLOGY.value,
+      compiles=_COMPILE.value,
+      opens=_OPEN_DATA.value,
+    )
   else:
     evaluate.run(
       config,

@@ -90,13 +90,7 @@ def run(config: Mapping[str, Any], where: Path, data_dir: str | None = None) -> 
   workdir.check(where, config)
   resolved, data, procedure, mesh = experiment.open_training(config, data_dir)
   choose = evaluate.evaluator(config, data, data.select, procedure, mesh)
-  labelled = [task for task in data.labels if data.labelled(data.select, task)]
-  names = choose.scoring.names(labelled)
-  if config["checkpoint"]["metric"] not in names:
-    raise ValueError(
-      f"config.checkpoint.metric={config['checkpoint']['metric']!r}: the scores of"
-      f" {data.build.name} {data.select} are {', '.join(names)}"
-    )
+  evaluate.check_metric(config, data)
   taken = None
   if not checkpoints.sealed(where / workdir.CHECKPOINTS):
     taken = initialise.read(config.get("initialise"), experiment.abstract_state(procedure, mesh))
@@ -127,7 +121,8 @@ def _loop(
 ) -> bool:
   """The loop; returns whether it reached the last step."""
   primary = jax.process_index() == 0
-  whole = sharding.replicated(mesh)
+  _, rules = experiment.open_mesh(config)
+  abstract = experiment.abstract_state(procedure, mesh, rules)
   settings = config["checkpoint"]
   saved = checkpoints.Checkpoints(
     where / workdir.CHECKPOINTS,
@@ -137,17 +132,16 @@ def _loop(
   position = {"seed": config["seed"], "fingerprint": data.summary["fingerprint"]}
   if saved.latest is None:
     # Read here only where checkpoints were there and all of them turned out to be damaged.
-    taken = taken or initialise.read(
-      config.get("initialise"), experiment.abstract_state(procedure, mesh)
-    )
+    taken = taken or initialise.read(config.get("initialise"), abstract)
     first = lambda arrays: initialise.fill(procedure.init(), arrays)
-    current = jax.jit(first, out_shardings=whole)(taken.arrays if taken else {})
+    placed = jax.tree.map(lambda x: x.sharding, abstract)
+    current = jax.jit(first, out_shardings=placed)(taken.arrays if taken else {})
     if taken and primary:
       print(taken.report, flush=True)
     start = 0
   else:
     start = saved.latest
-    current, found = saved.restore(start, experiment.abstract_state(procedure, mesh))
+    current, found = saved.restore(start, abstract)
     if found["fingerprint"] != position["fingerprint"]:
       raise ValueError(
         f"{where} was trained on other data than {data.build.data_dir} holds (fingerprint"
@@ -155,7 +149,7 @@ def _loop(
       )
     if primary:
       print(f"       continues from step {start}", flush=True)
-  train_step = jax.jit(procedure.train_step, donate_argnums=0, out_shardings=whole)
+  train_step = experiment.train_step(procedure, abstract, mesh)
   batches = training_batches(config, data, mesh, start)
   ceilings = evaluate.ceilings(data, data.select, choose.scoring)
   step, pending, flying = start, None, None
@@ -192,7 +186,7 @@ def _loop(
       with watch.waiting():
         batch = next(batches)
       if step == 0:
-        _picture(where / PICTURE, procedure, batch, data, whole)
+        _picture(where / PICTURE, procedure, batch, data, sharding.replicated(mesh))
       with watch.pausing() if step == start else contextlib.nullcontext():  # it is compiled first
         current, metrics = train_step(current, batch)  # donates `current`
       if flying is not None:

@@ -54,7 +54,11 @@ def training(config: ml_collections.ConfigDict) -> None:
   config.accumulate = 1  # micro-batches that a batch is cut into where memory is short
   config.dtype = "auto"  # of activations: float32 on CPU, bfloat16 on accelerators
   config.log_every = 10  # steps
-  config.mesh = dict(data=-1, model=1)  # -1: every device that is left
+  config.mesh = dict(
+    data=-1,  # -1: every device that is left
+    model=1,
+    rules="replicated",  # where the state lives: also fsdp, hybrid, or see affjax/sharding
+  )
   config.checkpoint = dict(
     every=100,  # steps; each evaluation saves too
     keep_last=2,

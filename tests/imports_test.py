@@ -13,7 +13,7 @@ OURS = ("affjax", "configs", "tfds_builders")
 LEAVES = [
   f"affjax.{name}"
   for name in (
-    "losses", "metrics", "labels", "augment", "sharding", "build", "optim", "postprocess",
+    "losses", "metrics", "labels", "augment", "sharding", "build", "optim", "postprocess", "cost",
   )
 ]  # fmt: skip
 MODES = [
@@ -28,6 +28,7 @@ MODES = [
     "export",
     "experiment",
     "initialise",
+    "dry_run",
   )
 ]
 
