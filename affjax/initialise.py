@@ -16,6 +16,7 @@ step and optimiser start anew. A run that continues has its own checkpoint and t
 import collections
 import dataclasses
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -178,7 +179,17 @@ def _resized(
   array, shape = found[POSITIONS], own[POSITIONS].shape
   if array.shape == shape or array.ndim != 3 or array.shape[::2] != shape[::2]:
     return {}
-  return {POSITIONS: np.asarray(resize(array, shape[1]))}
+  # One more than a square: the first is that of a class token.
+  (_, first), (side, class_token) = (_grid(n) for n in (array.shape[1], shape[1]))
+  if first != class_token:
+    return {}
+  return {POSITIONS: np.asarray(resize(array, (side, side), class_token=class_token))}
+
+
+def _grid(length: int) -> tuple[int, bool]:
+  """Side of the square of patches, and whether there is a class token beside them."""
+  class_token = math.isqrt(length) ** 2 != length
+  return math.isqrt(length - class_token), class_token
 
 
 def _check_shapes(taken: Mapping[str, np.ndarray], own: Mapping[str, Any], source: str) -> None:
