@@ -294,6 +294,14 @@ def test_tokens_in_the_encoder_share_their_attention_between_image_and_tokens(he
     np.testing.assert_array_equal(x, outputs[task])
 
 
+def test_what_goes_to_an_encoders_registers_is_no_part_of_the_maps():
+  decoder = nnx.eval_shape(lambda: small.__wrapped__(layout="mixed", position="encoder"))
+  maps = np.random.default_rng(0).random((1, 2, 3, 9 + 5 + 15, 9 + 5 + 15))  # 5 registers
+  own = decoder.cut(maps)
+  np.testing.assert_array_equal(own["image"], maps[..., 14:, :9])
+  np.testing.assert_array_equal(own["tokens"], maps[..., 14:, 14:])
+
+
 def test_heads_in_the_encoder_read_its_tokens_and_the_readout_of_its_patches():
   options = dict(layout="elementary", position="encoder", readout=2)
   whole = model(TASK_TOKENS | options)

@@ -119,6 +119,12 @@ class TaskTokens(nnx.Module):
     """
     _one_of("layout", layout, _LAYOUTS)
     _one_of("position", position, _POSITIONS)
+    shared_head = layout != "task" if shared_head is None else shared_head
+    if shared_head and layout == "task":
+      raise ValueError(
+        "shared_head=True with layout 'task': tasks differ in the size of their outputs; use"
+        " shared_head=False, or layout 'elementary' or 'mixed'"
+      )
     self.spans = _spans(outputs, layout)
     self.token_names = tuple(itertools.chain.from_iterable(span.names for span in self.spans))
     count = len(self.token_names)
@@ -139,12 +145,6 @@ class TaskTokens(nnx.Module):
     self.self_blocks = nnx.List(layers.Block(width, num_heads, **block) for _ in range(depth))
     self.cross_blocks = nnx.List(layers.CrossBlock(width, num_heads, **block) for _ in range(depth))
     self.norm = None if inside else nnx.LayerNorm(width, dtype=jnp.float32, rngs=rngs)
-    shared_head = layout != "task" if shared_head is None else shared_head
-    if shared_head and layout == "task":
-      raise ValueError(
-        "shared_head=True with layout 'task': tasks differ in the size of their outputs; use"
-        " shared_head=False, or layout 'elementary' or 'mixed'"
-      )
     options = dict(shared=shared_head, heteroscedastic=heteroscedastic)
     self.heads = Heads(self.spans, width, va_activation, **options, rngs=rngs)
 
@@ -200,15 +200,15 @@ class TaskTokens(nnx.Module):
     """The tokens' own part of the maps of an encoder that carried them.
 
     Args:
-      maps: [depth, batch, heads, all, all], the patches and then the tokens last.
+      maps: [depth, batch, heads, all, all], the image's tokens first and the task tokens last.
 
     Returns:
       "tokens" [depth, batch, heads, tasks, tasks] and "image" [depth, batch, heads, tasks, length],
-      as in position "decoder", but a row is one softmax over both: its two parts sum to 1 together
-      (less what goes to tokens of the encoder's own before the patches, where it has any).
+      as in position "decoder", but a row is one softmax over both: its two parts sum to 1 together,
+      less what goes to tokens between them, such as a ViT's registers.
     """
-    rows, num = maps[..., -self.num_extra :, :], self.num_extra
-    return {"tokens": rows[..., -num:], "image": rows[..., -num - self.input_length : -num]}
+    rows = maps[..., -self.num_extra :, :]
+    return {"tokens": rows[..., -self.num_extra :], "image": rows[..., : self.input_length]}
 
 
 class Readout(nnx.Module):
