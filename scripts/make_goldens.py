@@ -41,7 +41,21 @@ def main() -> None:
     print(f"{path}: {path.stat().st_size:,} bytes, transformers {transformers.__version__}")
 
 
-def reference(
+def reference(seed: int = 0, **options: int) -> torch.nn.Module:
+  """A model as `untrained` makes it, with random parameters: biases and norms too."""
+  model = untrained(**options)
+  rng = np.random.default_rng(seed)
+  with torch.no_grad():
+    for name, parameter in model.named_parameters():
+      # Scales around 1; all of a size that keeps attention from uniform, GELU from its linear ends.
+      scales = parameter.ndim == 1 and not name.endswith("bias")
+      spread = parameter.shape[-1] ** -0.5 if parameter.ndim == 2 else 0.5
+      values = rng.normal(float(scales), spread, parameter.shape)
+      parameter.copy_(torch.from_numpy(values.astype(np.float32)))
+  return model.eval()
+
+
+def untrained(
   *,
   image_size: int,
   patch_size: int,
@@ -49,9 +63,8 @@ def reference(
   depth: int,
   num_heads: int,
   registers: int = 0,
-  seed: int = 0,
 ) -> torch.nn.Module:
-  """A model of `transformers` with random parameters: ViT or, with registers, DINOv2.
+  """A model of `transformers`, as it is before training: ViT or, with registers, DINOv2.
 
   Args:
     image_size: height and width of the images in pixels.
@@ -60,7 +73,6 @@ def reference(
     depth: number of blocks.
     num_heads: attention heads.
     registers: if any, the model is DINOv2's, with layer scale.
-    seed: of all parameters.
   """
   common = dict(
     image_size=image_size,
@@ -71,19 +83,9 @@ def reference(
   )
   if registers:
     config = transformers.Dinov2WithRegistersConfig(**common, num_register_tokens=registers)
-    model = transformers.Dinov2WithRegistersModel(config)
-  else:
-    config = transformers.ViTConfig(**common, intermediate_size=4 * width)
-    model = transformers.ViTModel(config, add_pooling_layer=False)
-  rng = np.random.default_rng(seed)
-  with torch.no_grad():
-    for name, parameter in model.named_parameters():
-      # Scales around 1; all of a size that keeps attention from uniform, GELU from its linear ends.
-      scales = parameter.ndim == 1 and not name.endswith("bias")
-      spread = parameter.shape[-1] ** -0.5 if parameter.ndim == 2 else 0.5
-      values = rng.normal(float(scales), spread, parameter.shape)
-      parameter.copy_(torch.from_numpy(values.astype(np.float32)))
-  return model.eval()
+    return transformers.Dinov2WithRegistersModel(config)
+  config = transformers.ViTConfig(**common, intermediate_size=4 * width)
+  return transformers.ViTModel(config, add_pooling_layer=False)
 
 
 def random_images(size: int, batch: int = 2, seed: int = 0) -> np.ndarray:

@@ -8,6 +8,7 @@ import os
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from affjax.models import vit, weights
 
@@ -37,6 +38,22 @@ def test_a_vit_of_transformers_gives_the_same_tokens_before_and_after_every_bloc
   arrays = make_goldens.state(reference)
   hidden, tokens = make_goldens.run(reference, images)
   vit_reference.check(options, arrays, images, hidden, tokens)
+
+
+@pytest.mark.parametrize(
+  ("variant", "registers"), [("S/16", 0), ("B/16", 0), ("L/16", 0), ("L/14", 4)]
+)
+def test_full_sizes_have_as_many_parameters_as_those_of_transformers(variant, registers):
+  options = {**vit_reference.OPTIONS[bool(registers)], "registers": registers}
+  model = nnx.eval_shape(
+    lambda: vit.ViT(image_size=224, variant=variant, **options, rngs=nnx.Rngs(0))
+  )
+  depth, num_heads = (24, 16) if variant[0] == "L" else (12, model.width // 64)
+  sizes = dict(width=model.width, depth=depth, num_heads=num_heads, patch_size=model.patch_size)
+  with torch.device("meta"):
+    reference = make_goldens.untrained(image_size=224, registers=registers, **sizes)
+  theirs = {name: p.numel() for name, p in reference.named_parameters() if "mask" not in name}
+  assert sum(x.size for x in jax.tree.leaves(nnx.state(model))) == sum(theirs.values())
 
 
 def test_files_as_transformers_saves_them_are_read(tmp_path):

@@ -1,5 +1,6 @@
 import functools
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 import vit_reference
 from flax import nnx
 
-from affjax.models import layers, vit
+from affjax.models import layers, vit, weights
 
 GOLDENS = Path(__file__).parent / "goldens"
 SMALL = dict(image_size=32, variant="mu/8", width=32, depth=2, num_heads=2)
@@ -184,10 +185,268 @@ def test_training_with_dropout_needs_rngs():
     small(dropout_rate=0.2, drop_path_rate=0.2)(images(), train=True)
 
 
+ALL = dict(class_token=True, registers=2, layer_scale=0.5, dropout_rate=0.1, drop_path_rate=0.5)
+
+
+def flat(tree):
+  """Parameters or their gradients, by the names that `weights` uses."""
+  return {"/".join(map(str, path)): x for path, x in nnx.traversals.flatten_mapping(tree).items()}
+
+
+def unflat(arrays):
+  """The tree that `flat` was given."""
+  path = lambda name: tuple(int(part) if part.isdigit() else part for part in name.split("/"))
+  return nnx.traversals.unflatten_mapping({path(name): x for name, x in arrays.items()})
+
+
+def loss_and_gradient(**options):
+  """Of all that a model of the same weights gives in training, maps and extra tokens included."""
+  model = nnx.eval_shape(lambda: vit.ViT(**{**SMALL, **ALL, **options}, rngs=nnx.Rngs(0)))
+  parameters = flat(nnx.to_pure_dict(nnx.state(small(**ALL), nnx.Param)))
+  parameters = unflat(weights.fit(parameters, model))
+  extra = jax.random.normal(jax.random.key(1), (2, 3, 32))
+
+  @jax.jit
+  @jax.value_and_grad
+  def run(parameters):
+    rngs = nnx.Rngs(dropout=7)
+    tokens, maps = nnx.merge(nnx.graphdef(model), parameters)(
+      images(), extra=extra, train=True, rngs=rngs, attention=True
+    )
+    # What the stream gives next is part of the result: as many numbers were drawn.
+    weight = jax.random.normal(rngs.dropout(), tokens.shape)
+    return (tokens**3 * weight).mean() + (maps**2).mean()
+
+  loss, gradient = run(parameters)
+  return loss, weights._unstack(flat(gradient))
+
+
+plain_loss_and_gradient = functools.cache(loss_and_gradient)
+
+
+@pytest.mark.parametrize(
+  "options", [dict(remat=True), dict(scan=True), dict(remat=True, scan=True)]
+)
+def test_remat_and_scan_change_nothing_not_even_what_is_dropped(options):
+  loss, gradient = loss_and_gradient(**options)
+  expected, expected_gradient = plain_loss_and_gradient()
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
+  assert gradient.keys() == expected_gradient.keys()
+  for name, value in expected_gradient.items():
+    assert np.abs(value).max() > 0, name
+    np.testing.assert_allclose(gradient[name], value, atol=2e-6, rtol=1e-4, err_msg=name)
+
+
+def test_scanned_and_unrolled_models_of_one_seed_start_alike_and_are_of_one_size():
+  unrolled, scanned = (
+    nnx.to_pure_dict(nnx.state(small(scan=scan, registers=1))) for scan in (False, True)
+  )
+  expected = weights._stack(flat(unrolled))
+  assert expected["blocks/mlp/expand/kernel"].shape == (2, 32, 128)
+  assert flat(scanned).keys() == expected.keys()
+  for name, value in flat(scanned).items():
+    np.testing.assert_array_equal(value, expected[name])
+
+
+def abstract(**options):
+  """The function of a model's parameters that encodes images, and shapes of them."""
+  model = nnx.eval_shape(lambda: vit.ViT(**{**SMALL, **options}, rngs=nnx.Rngs(0)))
+  graphdef, parameters = nnx.split(model)
+  return lambda p: nnx.merge(graphdef, p)(images()), nnx.to_pure_dict(parameters)
+
+
+def test_the_program_of_a_scanned_model_is_as_long_whatever_its_depth():
+  def lines(**options):
+    run, parameters = abstract(**options)
+    return len(jax.jit(run).lower(parameters).as_text().splitlines())
+
+  assert lines(depth=12, scan=True) == lines(depth=2, scan=True) < lines(depth=12) / 4
+
+
+def test_remat_keeps_less_for_the_backward_pass():
+  def kept(**options):
+    run, parameters = abstract(depth=8, **options)
+    backward = jax.eval_shape(lambda p: jax.vjp(run, p)[1], parameters)
+    return sum(x.size for x in jax.tree.leaves(backward))
+
+  parameters = sum(x.size for x in jax.tree.leaves(abstract(depth=8)[1]))
+  for scan in (False, True):
+    assert kept(remat=True, scan=scan) < parameters + (kept(scan=scan) - parameters) / 4
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.75, 1.0])
+def test_a_rate_known_only_while_running_drops_what_a_known_one_does(keep):
+  @jax.jit
+  def run(x, keep):
+    rngs = nnx.Rngs(dropout=0)
+    y = layers.DropPath(0.5)(x, deterministic=False, rngs=rngs, keep=keep)
+    return (y**2).sum(), (y, rngs.dropout())
+
+  x, rngs = jax.random.normal(jax.random.key(0), (64, 2, 3)), nnx.Rngs(dropout=0)
+  (_, (y, after)), gradient = jax.value_and_grad(run, has_aux=True)(x, keep)
+  expected = layers.DropPath(1 - keep)(x, deterministic=False, rngs=rngs)
+  np.testing.assert_allclose(y, expected, rtol=1e-6)
+  np.testing.assert_allclose(gradient, 2 * y / keep if keep else jnp.zeros_like(y), rtol=1e-5)
+  assert keep == 0 or after == rngs.dropout()  # as many numbers were drawn
+  with pytest.raises(ValueError, match="needs rngs"):
+    layers.DropPath(0.5)(x, deterministic=False, keep=jnp.float32(keep))
+
+
+def test_a_class_token_comes_first_and_has_a_learned_position():
+  model = nnx.clone(small(class_token=True))
+  assert (model.num_tokens, model.num_patches) == (17, 16)
+  assert model.positions.shape == (1, 17, 32)
+  graphdef, parameters = nnx.split(model)
+
+  @jax.jit
+  def run(positions, x):
+    model = nnx.merge(graphdef, parameters)
+    model.positions[...] = positions
+    return model(x)
+
+  flipped = images().reshape(2, 4, 8, 4, 8, 3)[:, ::-1, :, ::-1].reshape(2, 32, 32, 3)
+  positions = jnp.zeros((1, 17, 32)).at[:, 0].set(jax.random.normal(jax.random.key(1), (32,)))
+  tokens, of_flipped = run(positions, images()), run(positions, flipped)
+  np.testing.assert_allclose(of_flipped[:, 0], tokens[:, 0], atol=1e-5)
+  np.testing.assert_allclose(of_flipped[:, 1:], tokens[:, :0:-1], atol=1e-5)
+  moved = run(positions.at[:, 0, 0].add(1.0), images())
+  assert np.abs(moved - tokens)[:, 0].max() > 1e-2
+
+
+def test_registers_are_read_and_written_but_never_given():
+  model = small(registers=3)
+  tokens, maps = jax.jit(lambda x: model(x, attention=True))(images())
+  assert tokens.shape == (2, 16, 32) == (2, model.num_tokens, 32)
+  assert maps.shape == (2, 2, 2, 19, 19)
+  assert not np.allclose(tokens, jax.jit(small())(images()), atol=1e-2)
+  # The other parameters are those of the model without.
+  expected = flat(nnx.to_pure_dict(nnx.state(small())))
+  found = flat(nnx.to_pure_dict(nnx.state(model)))
+  assert found.pop("register_tokens").shape == (1, 3, 32)
+  assert found.keys() == expected.keys()
+  for name, value in expected.items():
+    np.testing.assert_array_equal(found[name], value)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_permuting_extra_tokens_permutes_what_they_become_and_nothing_else(scan):
+  model = small(class_token=True, registers=2, scan=scan)
+  run = jax.jit(lambda extra: model(images(), extra=extra, attention=True))
+  extra = jax.random.normal(jax.random.key(3), (2, 5, 32))
+  order = np.array([3, 0, 4, 2, 1])
+  tokens, maps = run(extra)
+  assert tokens.shape == (2, 17 + 5, 32)
+  assert maps.shape == (2, 2, 2, 17 + 2 + 5, 17 + 2 + 5)
+  of_permuted, permuted_maps = run(extra[:, order])
+  np.testing.assert_allclose(of_permuted[:, :17], tokens[:, :17], atol=1e-5)
+  np.testing.assert_allclose(of_permuted[:, 17:], tokens[:, 17 + order], atol=1e-5)
+  # In the maps too they are last.
+  order = np.concatenate([np.arange(19), 19 + order])
+  np.testing.assert_allclose(permuted_maps, maps[..., order, :][..., order], atol=1e-5)
+  assert np.abs(run(extra.at[:, 0, 0].add(9.0))[0] - tokens)[:, :17].max() > 1e-2
+  none = jax.jit(model)(images())
+  np.testing.assert_allclose(run(extra[:, :0])[0], none, atol=1e-6)
+
+
+def test_extra_tokens_of_another_size_are_errors():
+  for shape in [(2, 3, 31), (1, 3, 32), (3, 32)]:
+    with pytest.raises(ValueError, match=r"extra tokens of shape .* \[2, n, 32\]"):
+      small()(images(), extra=jnp.zeros(shape))
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_all_options_together_keep_rows_of_attention_and_what_is_float32(scan):
+  model = small(**ALL, scan=scan, remat=True, gelu="exact", dtype="bfloat16")
+  graphdef, parameters = nnx.split(model)
+  assert {x.dtype for x in jax.tree.leaves(parameters)} == {jnp.dtype("float32")}
+  extra = jnp.zeros((2, 3, 32))
+
+  def run(parameters):
+    options = dict(extra=extra, train=True, rngs=nnx.Rngs(dropout=0), attention=True)
+    return nnx.merge(graphdef, parameters)(images(), **options)
+
+  tokens, maps = jax.jit(run)(parameters)
+  assert (tokens.shape, tokens.dtype) == ((2, 17 + 3, 32), jnp.bfloat16)
+  assert maps.dtype == jnp.float32
+  np.testing.assert_allclose(maps.sum(-1), 1, atol=1e-6)
+  # Softmax and the norms' statistics: nothing is exponentiated, averaged or rooted in bfloat16.
+  program = str(jax.make_jaxpr(run)(parameters))
+  for operation in ("exp", "reduce_sum", "reduce_max", "rsqrt"):
+    dtypes = re.findall(rf":(\w+)\[[^]]*\] = {operation}\b", program)
+    assert set(dtypes) == {"f32"}, operation
+
+
+def test_positions_of_the_same_grid_stay_as_they_are():
+  positions = np.random.default_rng(0).normal(size=(1, 17, 8)).astype(np.float32)
+  assert vit.resize_positions(positions, (4, 4), class_token=True) is positions
+  with pytest.raises(ValueError, match=r"\(1, 17, 8\) with class_token=False are no square grid's"):
+    vit.resize_positions(positions, (4, 4))
+
+
+def test_resized_positions_are_those_between():
+  # Straight lines stay straight away from the edges: cells of the new grid lie between the old.
+  rows, columns = np.meshgrid(np.arange(12.0), np.arange(12.0), indexing="ij")
+  lines = np.stack([rows + 2 * columns, columns], -1).reshape(1, 144, 2).astype(np.float32)
+  first = np.full((1, 1, 2), 7, np.float32)
+  resized = vit.resize_positions(np.concatenate([first, lines], 1), (24, 6), class_token=True)
+  np.testing.assert_array_equal(resized[:, :1], first)
+  rows, columns = np.meshgrid(np.arange(24) / 2 - 0.25, 2 * np.arange(6) + 0.5, indexing="ij")
+  inner = lambda x: x.reshape(24, 6, 2)[6:-6, 2:-2]
+  expected = np.stack([rows + 2 * columns, columns], -1)
+  np.testing.assert_allclose(inner(np.asarray(resized[0, 1:])), inner(expected), atol=1e-4)
+
+
+def test_weights_of_another_image_size_or_form_fit():
+  small_images, large = small(class_token=True), small(class_token=True, image_size=48, scan=True)
+  arrays = {k: np.asarray(v) for k, v in flat(nnx.to_pure_dict(nnx.state(small_images))).items()}
+  fitted = weights.fit(arrays, large)
+  assert fitted["positions"].shape == (1, 37, 32)
+  weights.fill(nnx.clone(large), fitted)
+  back = weights.fit(fitted | {"positions": arrays["positions"]}, small_images)
+  assert back.keys() == arrays.keys()
+  for name, array in arrays.items():
+    np.testing.assert_array_equal(back[name], array)
+
+
+def golden(name):
+  """Options, weights under transformers' names, and what it made of images."""
+  with np.load(GOLDENS / f"{name}.npz") as file:
+    arrays = dict(file)
+  named = {k.removeprefix("weights/"): v for k, v in arrays.items() if k.startswith("weights/")}
+  return (
+    json.loads(str(arrays["options"])),
+    named,
+    [arrays[k] for k in ("images", "hidden", "tokens")],
+  )
+
+
 @pytest.mark.parametrize("name", ["vit", "vit_registers"])
 def test_the_weights_of_transformers_give_its_numbers(name):
-  with np.load(GOLDENS / f"{name}.npz") as file:
-    golden = dict(file)
-  arrays = {k.removeprefix("weights/"): v for k, v in golden.items() if k.startswith("weights/")}
-  options = json.loads(str(golden["options"]))
-  vit_reference.check(options, arrays, golden["images"], golden["hidden"], golden["tokens"])
+  options, arrays, expected = golden(name)
+  vit_reference.check(options, arrays, *expected)
+
+
+def test_weights_that_do_not_fit_are_errors_that_name_what_is_missing_or_left():
+  options, arrays, _ = golden("vit")
+  without = lambda *names: {k: v for k, v in arrays.items() if k not in names}
+  filled = lambda arrays, **changes: vit_reference.filled(options, arrays, **changes)
+  with pytest.raises(ValueError, match=r"^distillation_token: no parameters of a ViT"):
+    filled({**arrays, "distillation_token": np.zeros(3)})
+  with pytest.raises(
+    ValueError, match=r"blocks/1/attention: no bias of key beside .* query, value"
+  ):
+    filled(without("layers.1.attention.k_proj.bias"))
+  with pytest.raises(
+    ValueError, match=r"^the weights lack blocks/2/.* and 6 more: build the model"
+  ):
+    filled(arrays, depth=3)
+  with pytest.raises(ValueError, match=r"^the model lacks blocks/1/.* and 6 more: build the model"):
+    filled(arrays, depth=1)
+  with pytest.raises(
+    ValueError, match=r"the weights lack register_tokens; the model lacks class_to"
+  ):
+    filled(arrays, class_token=False, registers=1)
+  with pytest.raises(ValueError, match=r"lack blocks/1/mlp/expand/bias, which other blocks have"):
+    filled(without("layers.1.mlp.fc1.bias"), scan=True)
+  with pytest.raises(ValueError, match=r"stem/dense/kernel is \(192, 16\), in the file \(48, 16\)"):
+    filled(arrays, image_size=24, patch_size=8)

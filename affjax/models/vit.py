@@ -418,7 +418,8 @@ def _stack(blocks: list[layers.Block]) -> layers.Block:
 
 def _repeat(token: nnx.Param, x: jax.Array) -> jax.Array:
   """[1, n, width] -> [batch, n, width], for the batch and in the dtype of `x`."""
-  return jnp.broadcast_to(token[...].astype(x.dtype), (len(x), *token.shape[1:]))
+  # Cast last, so that the gradient is summed over the batch in float32.
+  return jnp.broadcast_to(token[...], (len(x), *token.shape[1:])).astype(x.dtype)
 
 
 def _check_sizes(image_size: int, patch_size: int, variant: str, registers: int) -> None:
