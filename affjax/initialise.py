@@ -105,7 +105,7 @@ def fill(state: TrainState, arrays: Mapping[str, jax.Array | np.ndarray]) -> Tra
 def _open(section: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
   """The source's arrays by name, and where they are from."""
   path = Path(section["source"]).expanduser().absolute()
-  if path.is_file():
+  if path.is_file() and path.suffix == ".npz":
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return weights.read(path), {"source": str(path), "sha256": digest}
   root = path / workdir.CHECKPOINTS

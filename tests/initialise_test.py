@@ -160,7 +160,9 @@ def test_positions_are_resized_where_the_encoder_can(run, monkeypatch):
 def test_what_cannot_be_taken_is_said_in_one_line(run, tmp_path):
   np.savez(tmp_path / "w.npz", kernel=np.ones((3, 2)), other=np.ones(2))
   npz = tmp_path / "w.npz"
+  (tmp_path / "w.txt").write_text("words")
   refuse("source='nowhere' is neither the folder of a run nor an .npz", "nowhere")
+  refuse("w.txt' is neither the folder of a run nor an .npz", tmp_path / "w.txt")
   refuse("include='encodr/stm' fits no parameter; there are model/enc", run, include="encodr/stm")
   refuse("exclude='hed' fits no parameter; there are", run, exclude="hed")
   refuse("exclude leaves nothing", run, include="stem", exclude="encoder")
