@@ -177,6 +177,8 @@ def _count_calls(
   """Adds how often each computation runs, when `name` runs so often."""
   times[name] += turns
   for i in bodies.get(name, ()):
+    if i.kind.endswith(("-done", "-update")):
+      continue  # what was started is awaited, not called again
     length = re.search(r'known_trip_count":\{"n":"(\d+)', i.rest)
     inner = turns * (int(length[1]) if length else 1)
     for names in _CALLED.findall(i.rest):
