@@ -1,5 +1,6 @@
 import functools
 import os
+import shutil
 from pathlib import Path
 
 import jax
@@ -10,7 +11,18 @@ import pytest
 from conftest import debug_config
 from jax.sharding import PartitionSpec
 
-from affjax import checkpoints, cost, experiment, paths, procedures, sharding, state
+import affjax
+from affjax import (
+  checkpoints,
+  cost,
+  evaluate,
+  experiment,
+  paths,
+  procedures,
+  sharding,
+  state,
+  train,
+)
 
 GOLDENS = Path(__file__).parent / "goldens"
 WRITE = "AFFJAX_WRITE_GOLDENS"  # environment variable: if set, goldens are written, not compared
@@ -309,9 +321,31 @@ def test_a_checkpoint_restores_under_other_rules(tmp_path, before, after):
   written = jax.tree.map(fill, under(before))
   saved = checkpoints.Checkpoints(tmp_path)
   saved.save(1, written, {"step": 1})
-  restored, _ = saved.restore(saved.latest or 1, under(after))
+  saved.wait()
+  restored, _ = saved.restore(1, under(after))
   saved.close()
   places = [x.sharding.spec for x in jax.tree.leaves(under(after))]
   assert [x.sharding.spec for x in jax.tree.leaves(restored)] == places
   assert any(places) == (after == "fsdp")
   jax.tree.map(np.testing.assert_array_equal, restored, written)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_is_scored_and_opens_under_other_rules(tiny_faces, tmp_path, capsys):
+  def config(**mesh):
+    return debug_config(
+      steps=10, mesh=dict(data=-1, model=1, rules="replicated") | mesh,
+      model__encoder=dict(name="vit.ViT", variant="mu/16", depth=1),
+      model__decoder=dict(name="decoders.TaskTokens", width=96, depth=1),
+    )  # fmt: skip
+
+  train.run(config(model=2, rules="hybrid"), tmp_path, tiny_faces)
+  shutil.rmtree(tmp_path / "checkpoints" / "10")
+  whole = train.run(config(), tmp_path, tiny_faces)
+  assert "continues from step 5" in capsys.readouterr().out
+  split = evaluate.run(config(model=2, rules="fsdp"), tmp_path, tiny_faces)
+  for name, scores in whole["scores"].items():
+    assert split["scores"][name] == pytest.approx(scores, abs=2e-3)
+  predictor = affjax.load(str(tmp_path))
+  assert predictor.step == whole["step"]
+  assert len(predictor.predict(toy_batch(config())["image"])) == 16
