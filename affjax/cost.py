@@ -116,7 +116,7 @@ def of(compiled: jax.stages.Compiled) -> Cost:
 # "  %name = TYPE operation(OPERANDS), ATTRIBUTES"; the type of several results is in parentheses.
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)(.*)")
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.-]+) .*\{$")
-_CALLED = re.compile(r"(?:calls|to_apply|body|condition|_computations?)=\{?((?:%?[\w.-]+(?:, )?)+)")
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition|_computations?)=(\{[^}]*\}|[%\w.-]+)")
 
 
 def collectives(hlo: str) -> dict[str, Collective]:
