@@ -116,7 +116,7 @@ def of(compiled: jax.stages.Compiled) -> Cost:
 # "  %name = TYPE operation(OPERANDS), ATTRIBUTES"; the type of several results is in parentheses.
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)(.*)")
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.-]+) .*\{$")
-_CALLED = re.compile(r"(?:calls|to_apply|body|condition|_computations?)=\{?((?:%?[\w.-]+(?:, )?)+)")
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition|_computations?)=(\{[^}]*\}|[%\w.-]+)")
 
 
 def collectives(hlo: str) -> dict[str, Collective]:
@@ -177,6 +177,8 @@ def _count_calls(
   """Adds how often each computation runs, when `name` runs so often."""
   times[name] += turns
   for i in bodies.get(name, ()):
+    if i.kind.endswith(("-done", "-update")):
+      continue  # what was started is awaited, not called again
     length = re.search(r'known_trip_count":\{"n":"(\d+)', i.rest)
     inner = turns * (int(length[1]) if length else 1)
     for names in _CALLED.findall(i.rest):

@@ -54,10 +54,10 @@ def test_a_check_says_all_of_it(tiny_faces, capsys):
   assert any(x == f"in all {found.memory / 1e6:,.1f} MB" for x in lines)
   share = float(next(x for x in lines if "each device holds" in x).split()[-2])
   batch = 16 * (112 * 112 * 3 + 4 * (2 + 8 + 12 + 2 + 1 + 12 + 1)) / 8 / 1e6
-  assert found.arguments / 1e6 == pytest.approx(share + batch, rel=0.01)
+  assert found.arguments / 1e6 == pytest.approx(share + batch, abs=0.06)  # as rounded
   step = next(x for x in lines if x.startswith("step "))
-  forward = next(float(x.split()[5]) for x in lines if x.startswith("model ") and "GFLOP" in x)
-  assert float(step.split()[-1]) == pytest.approx(3 * forward, rel=0.1)
+  forward = next(float(x.split()[4]) for x in lines if x.startswith("model ") and "GFLOP" in x)
+  assert float(step.split()[-1]) == pytest.approx(3 * forward, rel=0.2)
 
 
 def test_a_check_without_compiling_and_without_data_needs_neither(capsys, tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import debug_config
 
-from affjax import evaluate, experiment, train
+from affjax import dry_run, evaluate, experiment, train
 
 BALANCED = {
   "va": {"name": "losses.ccc_loss"},
@@ -113,7 +113,9 @@ def test_numbers_that_a_config_gives_stay_and_the_config_is_left_alone(faces):
 
 
 def test_the_numbers_are_said(faces, resolved, tiny_faces, capsys):
-  experiment.check(faces_config(accumulate=2, data__sampling="class_balanced"), tiny_faces)
+  dry_run.run(
+    faces_config(accumulate=2, data__sampling="class_balanced"), tiny_faces, compiles=False
+  )
   said = capsys.readouterr().out.splitlines()
   weight = resolved["expression"]["class_weights"][1]
   assert any(line.startswith("loss   expression class_weights: ") and f"anger {weight:.3g}" in line
@@ -190,7 +192,7 @@ def test_a_split_that_is_both_learnt_from_and_chosen_by_is_masked_as_training(ti
 
 def test_the_view_is_said_with_the_counts_through_it(tiny_faces, capsys):
   config = debug_config(data__view__noise="mild")
-  experiment.check(config, tiny_faces)
+  dry_run.run(config, tiny_faces, compiles=False)
   said = capsys.readouterr().out
   data = experiment.Data(config, tiny_faces)
   seen = counts(data, "train")
