@@ -88,6 +88,16 @@ def test_people_are_drawn_whole_and_as_many_as_there_are():
   assert not np.array_equal(rows, measure_gap.draw_people(people, 1))
 
 
+@pytest.mark.parametrize("name", measure_gap.VARIANTS)
+def test_a_variant_is_lsd7_but_for_one_thing(name, tmp_path):
+  config = measure_gap.variant(name, str(tmp_path)).builder_config
+  ours, theirs = config.describe(), measure_gap.LSD7.describe()
+  changed = {key.partition(".")[0] for key in ours if ours[key] != theirs[key]} - {"identities"}
+  assert changed == set(measure_gap.VARIANTS[name]) - {"identities"}
+  assert config.name == f"lsd7_{name}"
+  assert config.classes == measure_gap.LSD7.classes
+
+
 def archive(folder, files):
   path = folder / "package.tgz"
   with tarfile.open(path, "w:gz") as package:

@@ -174,7 +174,7 @@ def _skin_of_tube(count: int, closed: bool) -> np.ndarray:
 def _rim(outline: np.ndarray, radius: float) -> tuple:
   along = np.roll(outline, -1, 0) - np.roll(outline, 1, 0)
   forward = np.tile([0.0, 0.0, 1.0], (len(outline), 1))
-  outward = np.cross(along, forward)
+  outward = np.stack([along[:, 1], -along[:, 0], np.zeros(len(along))], 1)  # their cross product
   outward /= np.linalg.norm(outward, axis=1, keepdims=True)
   return _tube(outline, (radius * outward, radius * forward), True)
 

@@ -611,12 +611,12 @@ def paint_rods(
       ux, uy = mine[i, 2] - mine[i, 0], mine[i, 3] - mine[i, 1]
       square = max(ux * ux + uy * uy, np.float32(1e-6))
       along[i, 0], along[i, 1], along[i, 2] = ux / square, uy / square, ONE / mine[i, 4]
-    margin = mine[:, 4].max() + 2
-    left = max(int(np.floor(min(mine[:, 0].min(), mine[:, 2].min()) - margin)), 0)
-    right = min(int(np.ceil(max(mine[:, 0].max(), mine[:, 2].max()) + margin)), size)
-    top = max(int(np.floor(min(mine[:, 1].min(), mine[:, 3].min()) - margin)), 0)
-    bottom = min(int(np.ceil(max(mine[:, 1].max(), mine[:, 3].max()) + margin)), size)
+    # Beyond these many pixels from a rod's middle its coverage is 0.
+    reach = mine[:, 4] * (1 + np.float32(0.75) / mine[0, 4]) + HALF
+    top = max(int(np.floor((np.minimum(mine[:, 1], mine[:, 3]) - reach).min())), 0)
+    bottom = min(int(np.ceil((np.maximum(mine[:, 1], mine[:, 3]) + reach).max())), size)
     for row in range(top, bottom):
+      left, right = rod_columns(mine, reach, np.float32(row) + HALF, size)
       for column in range(left, right):
         away, x, y = nearest_rod(mine, along, np.float32(column) + HALF, np.float32(row) + HALF)
         alpha = min((ONE - away) * mine[0, 4] / np.float32(1.5) + HALF, ONE)
@@ -637,6 +637,36 @@ def paint_rods(
           front[row, column, channel] += alpha * (colour - front[row, column, channel])
         cover[row, column] += alpha * (ONE - cover[row, column])
   return front, cover
+
+
+@_compile
+def rod_columns(rods: np.ndarray, reach: np.ndarray, y: float, size: int) -> tuple[int, int]:
+  """Between which columns of a row there may be something of some rods.
+
+  Args:
+    rods: [rods, 5] float32 as in `paint_rods`.
+    reach: [rods] how far from its middle there is something of each.
+    y: of the row's centres.
+    size: width of the picture in pixels.
+
+  Returns:
+    The first column and one past the last.
+  """
+  low, high = float(size), 0.0
+  for i in range(rods.shape[0]):
+    ax, ay, bx, by = rods[i, 0], rods[i, 1], rods[i, 2], rods[i, 3]
+    if min(ay, by) - reach[i] > y or max(ay, by) + reach[i] < y:
+      continue
+    first, last = 0.0, 1.0
+    if ay != by:  # the part of its middle that is near enough to the row
+      one, other = (y - reach[i] - ay) / (by - ay), (y + reach[i] - ay) / (by - ay)
+      first, last = max(first, min(one, other)), min(last, max(one, other))
+    one, other = ax + first * (bx - ax), ax + last * (bx - ax)
+    low, high = (
+      min(low, one - reach[i], other - reach[i]),
+      max(high, one + reach[i], other + reach[i]),
+    )
+  return max(int(np.floor(low)), 0), min(int(np.ceil(high)), size)
 
 
 @_compile
