@@ -59,14 +59,15 @@ def test_the_flops_of_a_convolution_are_those_of_its_patches():
   assert cost.flops(convolve, *shapes) == one
 
 
-def test_a_network_has_the_flops_that_xla_counts_but_for_what_is_no_product():
+def test_a_network_has_the_flops_that_xla_counts_to_a_tenth():
   procedure = procedures.from_config(debug_config())
   abstract = jax.eval_shape(procedure.init)
   images = jax.ShapeDtypeStruct((2, 112, 112, 3), np.uint8)
   arguments = (abstract.params, abstract.model_state, images)
   counted = cost.flops(procedure.predict, *arguments)
   xla = jax.jit(procedure.predict).lower(*arguments).cost_analysis()["flops"]
-  assert 0.9 * xla < counted < xla
+  # XLA leaves out what falls on padding, and counts sums and functions too.
+  assert counted == pytest.approx(xla, rel=0.1)
 
 
 MESH = sharding.make_mesh()

@@ -356,9 +356,9 @@ def test_dropout_is_off_in_evaluation_and_drawn_from_the_key_in_training():
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    (dict(layout="tasks"), r"^layout 'tasks': use one of \['elementary', 'mixed', 'task'\]$"),
-    (dict(position="vit"), r"^position 'vit': use one of \['decoder', 'encoder'\]$"),
-    (dict(shared_head=True), "^shared_head=True with layout 'task': .* 'elementary' or 'mixed'$"),
+    (dict(layout="tasks"), r"^layout 'tasks': use one of \['elementary', 'mixed', 'task'\]"),
+    (dict(position="vit"), r"^position 'vit': use one of \['decoder', 'encoder'\]"),
+    (dict(shared_head=True), "^shared_head=True with layout 'task': .* 'elementary' or 'mixed'"),
     (dict(va_activation="relu"), r"va_activation 'relu': use one of \['tanh', 'identity'\]"),
     (dict(num_heads=5), "width 32 is not a multiple of num_heads 5"),
   ],
