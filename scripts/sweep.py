@@ -7,8 +7,8 @@
 
 Every run is the main job in a process of its own, in `--workdir`/COMBINATION/seed=N; what stands
 after `--` goes to each. Runs that are finished are not run again and those that were stopped
-continue, so the same command goes on where it was stopped. A combination that the config refuses
-is a row that says why.
+continue, so the same command goes on where it was stopped; another one is refused in its folder. A
+combination that the config refuses is a row that says why.
 
 The table: mean of the score over the seeds, a 95 % interval of that mean (Student's t), the mean
 difference from the first combination with its interval (seeds paired), parameters, and the median
@@ -20,6 +20,7 @@ import itertools
 import json
 import math
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -87,15 +88,20 @@ def folder(root: Path, combination: Combination, seed: int) -> Path:
 def run(options: argparse.Namespace, combination: Combination, seed: int) -> str:
   """Runs one to its end unless it is there; returns why the config refused it, or nothing."""
   where = folder(options.workdir, combination, seed)
-  if (where / evaluate.SCORES).is_file():
-    return ""
-  command = [sys.executable, "-m", "affjax.main", f"--config={options.config}"]
+  command = ["-m", "affjax.main", f"--config={options.config}"]
   command += [f"--config.{leaf}={value}" for leaf, value in combination]
   command += [f"--config.seed={seed}", f"--workdir={where}", *options.rest]
   where.parent.mkdir(parents=True, exist_ok=True)
+  kept = where.parent / f"seed={seed}.command"
+  if kept.is_file() and kept.read_text() != shlex.join(command):
+    raise ValueError(f"{where} is of another command ({kept.read_text()}): use another --workdir")
+  kept.write_text(shlex.join(command))
+  if (where / evaluate.SCORES).is_file():
+    return ""
   log = where.parent / f"seed={seed}.log"
   with log.open("w") as file:
-    code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT).returncode
+    done = subprocess.run([sys.executable, *command], stdout=file, stderr=subprocess.STDOUT)
+  code = done.returncode
   if code == 0:
     return ""
   last = log.read_text().strip().splitlines()[-1:]

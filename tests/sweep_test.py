@@ -43,6 +43,18 @@ def test_a_leaf_without_values_is_refused(capsys):
   assert "name values that it takes" in capsys.readouterr().err
 
 
+def test_scores_of_another_command_are_not_taken_for_this_ones(tmp_path):
+  parse = lambda steps: sweep.parse(
+    ["--config=configs/vit_mtl.py", f"--workdir={tmp_path}", "--", f"--config.steps={steps}"]
+  )
+  where = sweep.folder(tmp_path, (), 0)
+  where.mkdir(parents=True)
+  (where / "scores.json").write_text("{}")
+  assert sweep.run(parse(5), (), 0) == ""
+  with pytest.raises(ValueError, match="is of another command .*steps=5.*use another --workdir"):
+    sweep.run(parse(6), (), 0)
+
+
 @pytest.mark.slow
 def test_a_sweep_runs_what_is_missing_and_says_what_is_refused(tiny_faces, tmp_path, capsys):
   command = ["--config=configs/vit_mtl.py:debug", "--seeds=1", f"--workdir={tmp_path}"]
