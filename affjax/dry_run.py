@@ -15,7 +15,7 @@ import numpy as np
 from clu import parameter_overview
 from jax.experimental import topologies
 
-from affjax import cost, evaluate, experiment, procedures, sharding, state, workdir
+from affjax import cost, evaluate, experiment, initialise, procedures, sharding, state, workdir
 
 TOPOLOGIES = ("v5e:2x4", "v5e:4x4", "v5p:2x2x1", "v6e:2x4")
 # For libtpu: there are no TPUs on this machine, nor a cloud to ask for their names; no logs; other
@@ -64,12 +64,14 @@ def run(
   config = experiment.resolve_losses(config, data)
   procedure = procedures.from_config(config)
   abstract = experiment.abstract_state(procedure, mesh, rules)
-  batch = _batch(config) if data is None else _open(config, data)
+  batch = batch_shapes(config) if data is None else _open(config, data)
   print(_settings(config), "", sep="\n")
   print(_elements(batch), "", sep="\n")
   print(_parameters(abstract), "", sep="\n")
   print(experiment.describe(config, data, procedure, mesh))
   print(_state(abstract), flush=True)
+  if taken := initialise.read(config.get("initialise"), abstract):
+    print(taken.report, flush=True)
   placed = sharding.split_batch(mesh)
   batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), batch)
   work = cost.flops(procedure.train_step, abstract, batch)
@@ -120,7 +122,7 @@ def _open(config: Mapping[str, Any], data: experiment.Data) -> Any:
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), first)
 
 
-def _batch(config: Mapping[str, Any]) -> Any:
+def batch_shapes(config: Mapping[str, Any]) -> Any:
   """The shapes of a training batch, from the config alone: see `affjax.data.records`."""
   pixels, rows = config["data"]["image_size"], config["batch_size"]
   sizes = {task: len(names) for task, names in config["labels"].items()}

@@ -1,7 +1,7 @@
 """The first state of a run, taken in part from another run or from a file of arrays.
 
   config.initialise = dict(
-    source="runs/vit_mtl",      # the folder of a run, or an .npz file; None: a random start
+    source="runs/vit_mtl",      # a run's folder, an .npz or .safetensors file; None: at random
     checkpoint="best",          # of a run: best, latest or a step
     weights="ema",              # of a run: its moving average where it kept one, or "raw"
     include="encoder",          # patterns of names in *this* run, see `affjax.paths`
@@ -11,6 +11,10 @@
 
 What is taken stands in the parameters, in their moving average and in what else the model keeps;
 step and optimiser start anew. A run that continues has its own checkpoint and takes nothing.
+
+Positions of another grid of patches are resized, blocks stacked where this run's are (`scan`), or
+taken apart. A file with the names of a ViT of `transformers` is taken as the encoder; what such
+weights need of the model is in `weights.from_transformers`.
 """
 
 import collections
@@ -32,7 +36,9 @@ from affjax.state import TrainState
 
 WEIGHTS = ("ema", "raw")
 FIELDS = ("source", "checkpoint", "weights", "include", "exclude", "rename")
-POSITIONS = "model/encoder/positions"
+ENCODER = "model/encoder/"
+POSITIONS = f"{ENCODER}positions"
+FILES = (".npz", ".safetensors")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +74,7 @@ def read(section: Mapping[str, Any] | None, state: TrainState) -> Taken | None:
   arrays, facts = _open(section)
   found = _renamed(arrays, section.get("rename") or ())
   own = paths.named(state.params) | paths.named(state.model_state)
+  found = _stacked_as(found, own)
   chosen = _chosen(own, section)
   if not (common := [name for name in chosen if name in found]):
     raise ValueError(
@@ -105,13 +112,17 @@ def fill(state: TrainState, arrays: Mapping[str, jax.Array | np.ndarray]) -> Tra
 def _open(section: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
   """The source's arrays by name, and where they are from."""
   path = Path(section["source"]).expanduser().absolute()
-  if path.is_file() and path.suffix == ".npz":
+  if path.is_file() and path.suffix in FILES:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return weights.read(path), {"source": str(path), "sha256": digest}
+    arrays = weights.read(path)
+    if weights.of_transformers(arrays):
+      arrays = {ENCODER + n: array for n, array in weights.from_transformers(arrays).items()}
+    return arrays, {"source": str(path), "sha256": digest}
   root = path / workdir.CHECKPOINTS
   if not root.is_dir():
     raise ValueError(
-      f"config.initialise.source={section['source']!r} is neither the folder of a run nor an .npz"
+      f"config.initialise.source={section['source']!r} is neither the folder of a run nor a file"
+      f" ({' or '.join(FILES)})"
     )
   kind = section.get("weights") or WEIGHTS[0]
   if kind not in WEIGHTS:
@@ -169,12 +180,22 @@ def _chosen(own: Mapping[str, Any], section: Mapping[str, Any]) -> list[str]:
   return [name for name in own if name in chosen]
 
 
+def _stacked_as(
+  found: Mapping[str, np.ndarray], own: Mapping[str, Any]
+) -> Mapping[str, np.ndarray]:
+  """The source's blocks in one array or one by one, as this run's encoder has them."""
+  if any(name.startswith(f"{ENCODER}blocks/") for name in own):
+    stacked = any(re.match(rf"{ENCODER}blocks/\D", name) for name in own)
+    found = weights.unstack(found)
+    found = weights.stack(found) if stacked else found
+  return found
+
+
 def _resized(
   found: Mapping[str, np.ndarray], own: Mapping[str, Any], common: Iterable[str]
 ) -> dict[str, np.ndarray]:
-  """Position embeddings of another number of patches, made to fit, where the encoder can."""
-  resize = getattr(vit, "resize_positions", None)
-  if resize is None or POSITIONS not in common:
+  """Position embeddings of another number of patches, made to fit."""
+  if POSITIONS not in common:
     return {}
   array, shape = found[POSITIONS], own[POSITIONS].shape
   if array.shape == shape or array.ndim != 3 or array.shape[::2] != shape[::2]:
@@ -183,7 +204,8 @@ def _resized(
   (_, first), (side, class_token) = (_grid(n) for n in (array.shape[1], shape[1]))
   if first != class_token:
     return {}
-  return {POSITIONS: np.asarray(resize(array, (side, side), class_token=class_token))}
+  resized = vit.resize_positions(array, (side, side), class_token=class_token)
+  return {POSITIONS: np.asarray(resized)}
 
 
 def _grid(length: int) -> tuple[int, bool]:

@@ -18,7 +18,7 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,6 @@ import optax
 
 from affjax import paths
 
-Optimizer = tuple[optax.GradientTransformation, optax.Schedule]
 Groups = Mapping[str, Mapping[str, Any]]
 
 SCHEDULES = ("cosine", "linear", "exponential", "constant")
@@ -38,6 +37,20 @@ NOT_DECAYED = re.compile(r"token|position|register")
 # Blocks that are one module, each parameter with a first axis of blocks: no number follows.
 STACKED = re.compile(r"(?:^|/)\w*blocks/(?!\d+/)")
 ENCODER = re.compile(r"^model/encoder/(.*)")
+
+
+class Optimizer(NamedTuple):
+  """How parameters learn.
+
+  Attributes:
+    transform: gradients to updates.
+    learning_rate: step -> that of the parameters of no group.
+    frozen: parameters -> tree of booleans, which of them do not learn: no gradient is needed.
+  """
+
+  transform: optax.GradientTransformation
+  learning_rate: optax.Schedule
+  frozen: Callable[[Any], Any] = lambda params: jax.tree.map(lambda _: False, params)
 
 
 def learning_rate_schedule(
@@ -123,10 +136,6 @@ def adamw(
     layer_decay: factor on the learning rate for each layer below the decoder, see `layer_factors`.
     groups: name -> `pattern` and what is different for the parameters that it fits: `freeze`,
       `learning_rate`, `warmup_steps`, `schedule`, `final_fraction`, `weight_decay`.
-
-  Returns:
-    The transformation, and the learning rate of the parameters of no group as a function of the
-    step.
 
   Raises:
     ValueError: a number is out of its range or a group is not as above; on `init`, that a group or
@@ -357,13 +366,13 @@ def _optimizer(
   groups = _read_groups(sections, others)
   rates = {group.name: group.rate(steps) for group in groups}
   parts = [optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()]
+  freezes = {group.name: group.freeze for group in groups}
+  frozen = lambda tree: jax.tree.map(freezes.get, assign(tree, groups))
   if len(groups) == 1:
     parts.append(update(rates[OTHERS], others.weight_decay))
   else:
     # Frozen parameters have no say in the norm that is clipped, so they are dropped before.
-    frozen = {group.name: group.freeze for group in groups}
-    is_frozen = lambda tree: jax.tree.map(frozen.get, assign(tree, groups))
-    parts.insert(0, optax.masked(optax.set_to_zero(), is_frozen))
+    parts.insert(0, optax.masked(optax.set_to_zero(), frozen))
     of_group = lambda group: update(rates[group.name], group.weight_decay)
     parts.append(
       optax.partition(
@@ -373,7 +382,7 @@ def _optimizer(
     )
   if layer_decay < 1:
     parts.append(_scale_by_layer(layer_decay))
-  return optax.chain(*parts), rates[OTHERS]
+  return Optimizer(optax.chain(*parts), rates[OTHERS], frozen)
 
 
 def _scale_by_layer(decay: float) -> optax.GradientTransformation:

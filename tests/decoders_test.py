@@ -465,7 +465,16 @@ def test_mistakes_in_a_section_name_what_is_allowed():
 @pytest.mark.parametrize("position", ["decoder", "encoder"])
 def test_a_run_with_other_tokens_is_scored_and_predicts(position, tiny_faces, tmp_path):
   leaves = dict(layout="elementary", position=position, heteroscedastic=True)
-  config = debug_config(steps=4, **{f"model__decoder__{k}": v for k, v in leaves.items()})
+  likelihoods = dict(
+    va="gaussian_nll",
+    expression="heteroscedastic_cross_entropy",
+    au="heteroscedastic_binary_cross_entropy",
+  )
+  config = debug_config(
+    steps=4,
+    **{f"model__decoder__{leaf}": value for leaf, value in leaves.items()},
+    **{f"losses__{task}__name": f"losses.{loss}" for task, loss in likelihoods.items()},
+  )
   result = train.run(config, tmp_path, tiny_faces)
   again = evaluate.run(config, tmp_path, tiny_faces, splits=("test",))
   assert again["scores"]["test"] == result["scores"]["test"]

@@ -8,9 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import vit_reference
 from conftest import debug_config
+from flax import nnx
+from safetensors.numpy import save_file
 
 from affjax import checkpoints, experiment, initialise, paths, procedures, sharding, train
+from affjax.models import vit
 from affjax.state import TrainState
 from configs import lsd
 
@@ -137,32 +141,59 @@ def test_another_shape_is_named_with_both_and_the_way_out(run):
   assert read(run, exclude="model/decoder/heads/bias|model/decoder/heads/kernel")
 
 
-def test_positions_are_resized_where_the_encoder_can(run, monkeypatch):
+def test_positions_are_resized_to_the_grid_of_this_run(run):
   state = state_of()
   state.params["model"]["encoder"]["positions"] = jnp.zeros((1, 9, 2))
   only = {"include": "positions"}
-  monkeypatch.delattr(initialise.vit, "resize_positions", raising=False)
-  refuse(r"positions is \(1, 4, 2\) there, \(1, 9, 2\) here", run, state, **only)
-
-  def grow(array, grid, *, class_token):
-    assert (grid, class_token) == ((3, 3), False)
-    return np.full((1, 9, 2), array.max() + 1)
-
-  monkeypatch.setattr(initialise.vit, "resize_positions", grow, raising=False)
   taken = read(run, state, **only)
-  assert taken.arrays["model/encoder/positions"].tolist() == np.full((1, 9, 2), 7).tolist()
+  # All of the source's are 6, so those between them are.
+  np.testing.assert_allclose(taken.arrays["model/encoder/positions"], np.full((1, 9, 2), 6), 1e-6)
   assert "resized: model/encoder/positions (1, 4, 2) -> (1, 9, 2)" in taken.report
   # A class token has a position of its own, and 4 patches without one are no 9 with one.
   state.params["model"]["encoder"]["positions"] = jnp.zeros((1, 10, 2))
   refuse(r"positions is \(1, 4, 2\) there, \(1, 10, 2\) here", run, state, **only)
 
 
+def of_encoder(model):
+  """The shapes or arrays of a run whose encoder this is."""
+  params = {"model": {"encoder": nnx.to_pure_dict(nnx.state(model, nnx.Param))}}
+  return TrainState(jnp.int32(0), params, {}, (), None)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_blocks_are_stacked_or_taken_apart_as_this_run_has_them(scan, tmp_path):
+  sizes = dict(image_size=32, variant="mu/16", width=16, depth=3, num_heads=2)
+  make = lambda scan: of_encoder(vit.ViT(**sizes, scan=scan, rngs=nnx.Rngs(0)))
+  source, target = make(not scan), make(scan)
+  np.savez(tmp_path / "w.npz", **paths.named(source.params))
+  taken = read(tmp_path / "w.npz", target)
+  assert "at random" not in taken.report
+  assert "not used" not in taken.report
+  # Of the same key both are the same model, and no two blocks of it are alike.
+  for name, array in paths.named(target.params).items():
+    assert np.asarray(array).tobytes() == taken.arrays[name].tobytes(), name
+  kernel = paths.named(make(True).params)["model/encoder/blocks/mlp/expand/kernel"]
+  assert len({np.asarray(block).tobytes() for block in kernel}) == 3
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_a_file_of_transformers_is_taken_as_the_encoder(scan, tmp_path):
+  options, arrays, _ = vit_reference.golden("vit")
+  save_file(arrays, tmp_path / "vit.safetensors")
+  expected = vit_reference.filled(options, arrays, scan=scan)
+  empty = jax.tree.map(jnp.zeros_like, of_encoder(expected))
+  taken = read(tmp_path / "vit.safetensors", empty)
+  assert "at random" not in taken.report
+  for name, array in flat(of_encoder(expected).params).items():
+    np.testing.assert_array_equal(taken.arrays[name], array, err_msg=name)
+
+
 def test_what_cannot_be_taken_is_said_in_one_line(run, tmp_path):
   np.savez(tmp_path / "w.npz", kernel=np.ones((3, 2)), other=np.ones(2))
   npz = tmp_path / "w.npz"
   (tmp_path / "w.txt").write_text("words")
-  refuse("source='nowhere' is neither the folder of a run nor an .npz", "nowhere")
-  refuse("w.txt' is neither the folder of a run nor an .npz", tmp_path / "w.txt")
+  refuse("source='nowhere' is neither the folder of a run nor a file ", "nowhere")
+  refuse("w.txt' is neither the folder of a run nor a file .*npz or", tmp_path / "w.txt")
   refuse("include='encodr/stm' fits no parameter; there are model/enc", run, include="encodr/stm")
   refuse("exclude='hed' fits no parameter; there are", run, exclude="hed")
   refuse("exclude leaves nothing", run, include="stem", exclude="encoder")

@@ -8,7 +8,7 @@ import pytest
 from conftest import debug_config
 from flax import nnx
 
-from affjax import optim, paths, procedures
+from affjax import cost, dry_run, optim, paths, procedures
 from affjax.procedures import supervised
 from configs import vit_mtl
 
@@ -71,7 +71,7 @@ def test_a_warm_up_longer_than_the_run_is_refused(warmup):
 
 
 def test_only_matrices_that_are_no_tokens_or_positions_decay():
-  transform, _ = optim.adamw(
+  transform, *_ = optim.adamw(
     steps=10, learning_rate=0.1, schedule="constant", weight_decay=0.5, clip_norm=0.0
   )
   updates, _ = transform.update(like(0.0), transform.init(PARAMS), PARAMS)
@@ -90,7 +90,7 @@ def run(transform, gradients):
 
 
 def test_adamw_is_the_formula_of_the_paper():
-  transform, _ = optim.adamw(
+  transform, *_ = optim.adamw(
     steps=10, learning_rate=0.1, schedule="constant", weight_decay=0.05, clip_norm=0.0, b2=0.99
   )
   p, m, v = 2.0, 0.0, 0.0
@@ -104,8 +104,8 @@ def test_adamw_is_the_formula_of_the_paper():
 
 def test_gradients_are_clipped_by_the_norm_of_the_whole_tree_before_adam():
   options = dict(steps=10, learning_rate=0.1, schedule="constant")
-  clipped, _ = optim.adamw(**options, clip_norm=1.0)
-  free, _ = optim.adamw(**options, clip_norm=0.0)
+  clipped, *_ = optim.adamw(**options, clip_norm=1.0)
+  free, *_ = optim.adamw(**options, clip_norm=0.0)
   norm_of_ones = np.sqrt(6 + 3 + 3 + 12 + 9 + 1)
   got = run(clipped, [0.01, 50.0, -0.02])
   np.testing.assert_allclose(got, run(free, [0.01, 1 / norm_of_ones, -0.02]), rtol=1e-5)
@@ -113,7 +113,7 @@ def test_gradients_are_clipped_by_the_norm_of_the_whole_tree_before_adam():
 
 
 def test_the_schedule_that_is_returned_is_the_one_that_is_applied():
-  transform, rate = optim.adamw(
+  transform, rate, _ = optim.adamw(
     steps=10, learning_rate=0.1, warmup_steps=5, weight_decay=0.0, clip_norm=0.0
   )
   state, params = transform.init(PARAMS), PARAMS
@@ -170,7 +170,7 @@ def named(tree):
 
 def trained(optimizer, params, gradients):
   """The parameters after a step for each gradient, and the optimiser's last state."""
-  transform, _ = optimizer
+  transform, *_ = optimizer
 
   @jax.jit
   def step(params, state, gradient):
@@ -246,7 +246,7 @@ def test_lars_makes_the_step_of_a_matrix_as_long_as_a_share_of_its_norm():
 
 
 def test_lars_refuses_blocks_that_are_one_array():
-  transform, _ = optim.lars(**FLAT)
+  transform, *_ = optim.lars(**FLAT)
   with pytest.raises(ValueError, match="blocks/mlp/bias holds several layers"):
     transform.init(net(stacked=True))
 
@@ -304,7 +304,7 @@ def test_a_config_keeps_the_order_of_its_groups():
 
 def test_groups_have_schedules_of_their_own():
   options = {"pattern": "encoder", "schedule": "linear", "warmup_steps": 4, "learning_rate": 0.5}
-  transform, rate = optim.sgd(
+  transform, rate, _ = optim.sgd(
     steps=10, learning_rate=0.1, warmup_steps=0, momentum=0.0, groups={"encoder": options}
   )
   params = net()
@@ -324,7 +324,7 @@ def test_groups_have_schedules_of_their_own():
 
 
 def test_a_run_without_groups_has_the_state_that_earlier_runs_saved():
-  transform, _ = optim.adamw(steps=10)
+  transform, *_ = optim.adamw(steps=10)
   plain = optax.chain(
     optax.clip_by_global_norm(1.0), optax.adamw(lambda _: 1.0, mask=optim.decayed)
   )
@@ -485,3 +485,23 @@ def test_micro_batches_and_the_moving_average_leave_what_is_frozen_as_it_is():
     assert kernel(tree, "encoder").tobytes() == kernel(start.params, "encoder").tobytes()
     assert (kernel(tree, "decoder") != kernel(start.params, "decoder")).all()
   assert (kernel(state.params, "decoder") != kernel(state.ema, "decoder")).all()
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_no_gradient_is_made_of_what_is_frozen(accumulate):
+  groups = {"encoder": {"pattern": "encoder", "freeze": True}}
+  free = debug_config(accumulate=accumulate)
+  frozen = free | {"optimizer": free["optimizer"] | {"groups": groups}}
+
+  def flops(config, function="train_step"):
+    procedure = procedures.from_config(config)
+    state = jax.eval_shape(procedure.init)
+    batch = dry_run.batch_shapes(config)
+    if function == "predict":
+      return cost.flops(procedure.predict, state.params, state.model_state, batch["image"])
+    return cost.flops(procedure.train_step, state, batch)
+
+  # Forward, and twice that back through what learns; micro-batches go forward twice.
+  forward = flops(frozen, "predict") * accumulate
+  assert forward < flops(frozen) < 1.5 * forward
+  assert flops(free) > 1.7 * forward

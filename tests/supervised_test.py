@@ -135,7 +135,7 @@ def toy(accumulate=1, procedure=None, **model):
   """Its procedure; the optimiser's state is the gradient."""
   options = dict(
     losses=TOY_LOSSES,
-    optimizer=(optax.trace(decay=0.0), lambda step: 0.0),
+    optimizer=optim.Optimizer(optax.trace(decay=0.0), lambda step: 0.0),
     augment=QUIET,
     seed=0,
     accumulate=accumulate,
@@ -438,7 +438,7 @@ def learn_grey(noise, steps=500, **options):
     make_model=lambda rngs: Grey(heteroscedastic=loss == "losses.gaussian_nll", rngs=rngs),
     image_size=4,
     losses={"va": {"name": loss}},
-    optimizer=(optax.adam(0.03), lambda step: 0.03),
+    optimizer=optim.Optimizer(optax.adam(0.03), lambda step: 0.03),
     augment=QUIET,
     seed=0,
     **options,

@@ -1,5 +1,8 @@
 """Our ViT with the weights of another library's, and the comparison of the two, block by block."""
 
+import json
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,12 +10,25 @@ from flax import nnx
 
 from affjax.models import vit, weights
 
+GOLDENS = Path(__file__).parent / "goldens"
 TOLERANCE = 1e-4
 # Options under which ours is a model of `transformers`: DINOv2's have registers, its ViTs do not.
 OPTIONS = {
   False: dict(class_token=True, gelu="exact", norm_epsilon=1e-12),
   True: dict(class_token=True, gelu="exact", norm_epsilon=1e-6, layer_scale=1.0),
 }
+
+
+def golden(name):
+  """Options, weights under transformers' names, and what it made of images."""
+  with np.load(GOLDENS / f"{name}.npz") as file:
+    arrays = dict(file)
+  named = {k.removeprefix("weights/"): v for k, v in arrays.items() if k.startswith("weights/")}
+  return (
+    json.loads(str(arrays["options"])),
+    named,
+    [arrays[k] for k in ("images", "hidden", "tokens")],
+  )
 
 
 def filled(options, arrays, **changes):

@@ -1,7 +1,5 @@
 import functools
-import json
 import re
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +10,6 @@ from flax import nnx
 
 from affjax.models import layers, vit, weights
 
-GOLDENS = Path(__file__).parent / "goldens"
 SMALL = dict(image_size=32, variant="mu/8", width=32, depth=2, num_heads=2)
 
 
@@ -218,7 +215,7 @@ def loss_and_gradient(**options):
     return (tokens**3 * weight).mean() + (maps**2).mean()
 
   loss, gradient = run(parameters)
-  return loss, weights._unstack(flat(gradient))
+  return loss, weights.unstack(flat(gradient))
 
 
 plain_loss_and_gradient = functools.cache(loss_and_gradient)
@@ -241,7 +238,7 @@ def test_scanned_and_unrolled_models_of_one_seed_start_alike_and_are_of_one_size
   unrolled, scanned = (
     nnx.to_pure_dict(nnx.state(small(scan=scan, registers=1))) for scan in (False, True)
   )
-  expected = weights._stack(flat(unrolled))
+  expected = weights.stack(flat(unrolled))
   assert expected["blocks/mlp/expand/kernel"].shape == (2, 32, 128)
   assert flat(scanned).keys() == expected.keys()
   for name, value in flat(scanned).items():
@@ -407,26 +404,14 @@ def test_weights_of_another_image_size_or_form_fit():
     np.testing.assert_array_equal(back[name], array)
 
 
-def golden(name):
-  """Options, weights under transformers' names, and what it made of images."""
-  with np.load(GOLDENS / f"{name}.npz") as file:
-    arrays = dict(file)
-  named = {k.removeprefix("weights/"): v for k, v in arrays.items() if k.startswith("weights/")}
-  return (
-    json.loads(str(arrays["options"])),
-    named,
-    [arrays[k] for k in ("images", "hidden", "tokens")],
-  )
-
-
 @pytest.mark.parametrize("name", ["vit", "vit_registers"])
 def test_the_weights_of_transformers_give_its_numbers(name):
-  options, arrays, expected = golden(name)
+  options, arrays, expected = vit_reference.golden(name)
   vit_reference.check(options, arrays, *expected)
 
 
 def test_weights_that_do_not_fit_are_errors_that_name_what_is_missing_or_left():
-  options, arrays, _ = golden("vit")
+  options, arrays, _ = vit_reference.golden("vit")
   without = lambda *names: {k: v for k, v in arrays.items() if k not in names}
   filled = lambda arrays, **changes: vit_reference.filled(options, arrays, **changes)
   with pytest.raises(ValueError, match=r"^distillation_token: no parameters of a ViT"):

@@ -78,6 +78,11 @@ def fill(module: nnx.Module, weights: Mapping[str, np.ndarray]) -> None:
     parameter[...] = jnp.asarray(weights[name], parameter[...].dtype)
 
 
+def of_transformers(names: Iterable[str]) -> bool:
+  """Whether arrays have the names of a ViT of `transformers`."""
+  return any("embeddings.patch_embeddings.projection." in name for name in names)
+
+
 def from_transformers(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   """Weights of `transformers`' ViT and DINOv2, with or without registers, as those of `vit.ViT`.
 
@@ -127,7 +132,7 @@ def fit(weights: Mapping[str, np.ndarray], model: vit.ViT) -> dict[str, np.ndarr
   Raises:
     ValueError: the model has parameters that the weights lack, or the other way round.
   """
-  weights = _stack(_unstack(weights)) if model.scan else _unstack(weights)
+  weights = stack(unstack(weights)) if model.scan else unstack(weights)
   names = _parameters(model).keys()
   missing, left = sorted(names - weights.keys()), sorted(weights.keys() - names)
   if missing or left:
@@ -193,31 +198,34 @@ def _fuse(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   return fused
 
 
-def _stack(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """`blocks/0/x`, `blocks/1/x`, ... -> `blocks/x`, with the layer as first axis."""
+def stack(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """`blocks/0/x`, `blocks/1/x`, ... -> `blocks/x`, with the layer as first axis, as `scan` has it.
+
+  Raises:
+    ValueError: a block lacks what another has.
+  """
   stacked, parts = {}, {}
   for name, array in weights.items():
-    match = re.fullmatch(r"blocks/(\d+)/(.+)", name)
-    if match:
-      parts.setdefault(match[2], {})[int(match[1])] = array
+    if match := re.fullmatch(r"(|.*/)blocks/(\d+)/(.+)", name):
+      parts.setdefault(match[1], {}).setdefault(match[3], {})[int(match[2])] = array
     else:
       stacked[name] = array
-  depth = max((len(layers) for layers in parts.values()), default=0)
-  for name, layers in parts.items():
-    missing = [f"blocks/{layer}/{name}" for layer in range(depth) if layer not in layers]
-    if missing:
-      raise ValueError(f"the weights lack {_some(missing)}, which other blocks have")
-    stacked[f"blocks/{name}"] = np.stack([layers[layer] for layer in range(depth)])
+  for prefix, names in parts.items():
+    depth = max(map(len, names.values()))
+    for name, layers in names.items():
+      missing = [f"{prefix}blocks/{layer}/{name}" for layer in range(depth) if layer not in layers]
+      if missing:
+        raise ValueError(f"the weights lack {_some(missing)}, which other blocks have")
+      stacked[f"{prefix}blocks/{name}"] = np.stack([layers[layer] for layer in range(depth)])
   return stacked
 
 
-def _unstack(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """What `_stack` made, as it was before; blocks that are not stacked stay as they are."""
+def unstack(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """What `stack` made, as it was before; blocks that are not stacked stay as they are."""
   flat = {}
   for name, array in weights.items():
-    match = re.fullmatch(r"blocks/(\D.*)", name)
-    if match:
-      flat |= {f"blocks/{layer}/{match[1]}": part for layer, part in enumerate(array)}
+    if match := re.fullmatch(r"(|.*/)blocks/(\D.*)", name):
+      flat |= {f"{match[1]}blocks/{layer}/{match[2]}": part for layer, part in enumerate(array)}
     else:
       flat[name] = array
   return flat

@@ -42,7 +42,7 @@ class Supervised:
     make_model: Callable[[nnx.Rngs], nnx.Module],
     image_size: int,
     losses: Mapping[str, Mapping[str, Any]],
-    optimizer: tuple[optax.GradientTransformation, optax.Schedule],
+    optimizer: tuple[optax.GradientTransformation, optax.Schedule, Callable[[Any], Any]],
     augment: Mapping[str, Any],
     seed: int,
     weighting: str = "simple",
@@ -60,7 +60,7 @@ class Supervised:
       losses: task -> section naming a loss (`losses.ccc_loss`) and its further arguments. A loss
         with an argument named in EXTRAS is given the log variances that the model predicts for its
         task, and a random key of its own.
-      optimizer: transformation and its learning rate.
+      optimizer: an `affjax.optim.Optimizer`: transformation, learning rate, what is frozen.
       augment: arguments of `affjax.augment.augment`.
       seed: of initialisation, augmentation and dropout.
       weighting: `kind` of `affjax.losses.uncertainty_weighted`; "equal": plain sum.
@@ -82,7 +82,7 @@ class Supervised:
     self._make_model = make_model
     self._image_size = image_size
     self._losses = {task: bind(section, "affjax", 3) for task, section in losses.items()}
-    self._tx, self._learning_rate = optimizer
+    self._tx, self._learning_rate, self._frozen = optimizer
     self._augment = dict(augment)
     self._seed = seed
     self._weighting = weighting
@@ -166,6 +166,10 @@ class Supervised:
     _, _, rest = nnx.split(model, nnx.Param, ...)
     return outputs, {"model": nnx.to_pure_dict(rest)}
 
+  def _learning(self, params: Any) -> Any:
+    """The parameters that learn, None in the place of frozen ones: no gradient is made of those."""
+    return jax.tree.map(lambda p, frozen: None if frozen else p, params, self._frozen(params))
+
   def _climbed(self, params: Any, gradient: Any) -> Any:
     """Parameters with the model's moved by the radius in the direction of their gradient.
 
@@ -242,15 +246,16 @@ class Supervised:
   ) -> tuple[jax.Array, Metrics, Any, Any]:
     """Loss, metrics, gradient and the model's state, from the batch in one piece."""
 
-    def loss_of(params: Any) -> tuple[jax.Array, tuple[Metrics, Any]]:
+    def loss_of(learning: Any) -> tuple[jax.Array, tuple[Metrics, Any]]:
+      params = _fill(learning, state.params)
       outputs, model_state = self._forward(params, state.model_state, images, keys["dropout"])
       total, metrics = self._loss(outputs, params, labels, mask, keys["noise"])
       return total, (metrics, model_state)
 
     (loss, (metrics, model_state)), gradient = jax.value_and_grad(loss_of, has_aux=True)(
-      state.params
+      self._learning(state.params)
     )
-    return loss, metrics, gradient, model_state
+    return loss, metrics, _fill(gradient, state.params, jnp.zeros_like), model_state
 
   def _in_micro_batches(
     self, state: TrainState, images: jax.Array, labels: Any, mask: Any, keys: dict[str, jax.Array]
@@ -272,21 +277,27 @@ class Supervised:
 
     forward = lambda part: self._forward(state.params, state.model_state, *part)[0]
     outputs = jax.tree.map(joined, jax.lax.map(forward, micro))
-    (loss, metrics), (slopes, gradient) = jax.value_and_grad(self._loss, (0, 1), has_aux=True)(
-      outputs, state.params, labels, mask, keys["noise"]
+    learning = self._learning(state.params)
+    loss_of = lambda outputs, learning: self._loss(
+      outputs, _fill(learning, state.params), labels, mask, keys["noise"]
+    )
+    (loss, metrics), (slopes, gradient) = jax.value_and_grad(loss_of, (0, 1), has_aux=True)(
+      outputs, learning
     )
 
     def pull_back(sums: tuple[Any, Any], part: tuple[Any, Any]) -> tuple[tuple[Any, Any], None]:
       gradient, model_state = sums
       inputs, slope = part
-      of_params = lambda params: self._forward(params, model_state, *inputs)
-      _, pull, model_state = jax.vjp(of_params, state.params, has_aux=True)
+      of_params = lambda learning: self._forward(
+        _fill(learning, state.params), model_state, *inputs
+      )
+      _, pull, model_state = jax.vjp(of_params, learning, has_aux=True)
       return (jax.tree.map(jnp.add, gradient, pull(slope)[0]), model_state), None
 
     (gradient, model_state), _ = jax.lax.scan(
       pull_back, (gradient, state.model_state), (micro, jax.tree.map(cut, slopes))
     )
-    return loss, metrics, gradient, model_state
+    return loss, metrics, _fill(gradient, state.params, jnp.zeros_like), model_state
 
   def predict(
     self, params: Any, model_state: Any, images: jax.Array, attention: bool = False
@@ -311,6 +322,12 @@ class Supervised:
     number = 1 + ("augment", "dropout", "noise").index(stream)
     base = jax.random.fold_in(jax.random.key(self._seed), number)
     return jax.random.fold_in(base, step)
+
+
+def _fill(tree: Any, params: Any, of: Callable[[Any], Any] = lambda p: p) -> Any:
+  """The tree, with `of` each parameter where it has None."""
+  one = lambda x, p: of(p) if x is None else x
+  return jax.tree.map(one, tree, params, is_leaf=lambda x: x is None)
 
 
 def _gaussian(bound: Mapping[str, Callable[..., jax.Array]]) -> list[str]:
