@@ -1,12 +1,15 @@
 """A trained run, used: images -> named outputs."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 
 from affjax import checkpoints, experiment, procedures, sharding, workdir
 from affjax.data.records import fit, read_image
@@ -42,6 +45,23 @@ class Prediction:
             for i in range(len(self))]  # fmt: skip
 
 
+@dataclasses.dataclass(frozen=True)
+class Attention:
+  """Where the task tokens of a model look.
+
+  Attributes:
+    names: of the tokens, such as "AU12" or, of a token that stands for a whole task, "au".
+    tokens: [layers, images, heads, tokens, tokens] from each token to every one.
+    image: [layers, images, heads, tokens, rows, columns] from each token to the image's patches,
+      rows from the top. In position "decoder" of the tokens it sums to 1 over the patches, less
+      what goes to a class token; in position "encoder" with `tokens` together, less that as well.
+  """
+
+  names: tuple[str, ...]
+  tokens: np.ndarray
+  image: np.ndarray
+
+
 class Predictor:
   """A model with its weights.
 
@@ -73,12 +93,19 @@ class Predictor:
     )
     saved.close()
     self._params, self._model_state = restored.averaged, restored.model_state
+    self._procedure = procedure
     self._predict = jax.jit(procedure.predict)
 
   def outputs(
     self, images: np.ndarray | Sequence[np.ndarray | str | Path]
   ) -> dict[str, np.ndarray]:
     """The model's raw outputs: task -> [images, size]; `va` values, the others logits."""
+    return self._in_buckets(self._predict, images)
+
+  def _in_buckets(
+    self, function: Callable[..., Any], images: np.ndarray | Sequence[np.ndarray | str | Path]
+  ) -> Any:
+    """What a jitted function of images gives for all of them: a tree of [images, ...]."""
     size = (self._image_size, self._image_size)
     pixels = [fit(read_image(i) if isinstance(i, str | Path) else i, size) for i in images]
     if not pixels:
@@ -88,9 +115,40 @@ class Predictor:
       chunk = np.stack(pixels[start : start + BUCKET])
       padded = np.zeros((BUCKET, *chunk.shape[1:]), np.uint8)
       padded[: len(chunk)] = chunk
-      out = jax.device_get(self._predict(self._params, self._model_state, padded))
-      parts.append({task: value[: len(chunk)] for task, value in out.items()})
-    return {task: np.concatenate([part[task] for part in parts]) for task in parts[0]}
+      parts.append(jax.device_get(function(self._params, self._model_state, padded)))
+    return jax.tree.map(lambda *x: np.concatenate(x)[: len(pixels)], *parts)
+
+  def attention(self, images: np.ndarray | Sequence[np.ndarray | str | Path]) -> Attention:
+    """Where the task tokens look.
+
+    Args:
+      images: as for `predict`.
+
+    Raises:
+      ValueError: the model has no task tokens.
+    """
+    maps = self._in_buckets(self._attend, images)
+    if not maps:
+      raise ValueError(f"{self.config['model']['decoder']['name']} has no task tokens that look")
+    tokens, image = (np.moveaxis(maps[name], 0, 1) for name in ("tokens", "image"))
+    patches = image.shape[-1]
+    side = math.isqrt(patches)
+    image = image[..., patches - side**2 :].reshape(*image.shape[:-1], side, side)
+    return Attention(self._token_names(), tokens, image)
+
+  @functools.cached_property
+  def _attend(self) -> Callable[..., dict[str, jax.Array]]:
+    def attend(params: Any, model_state: Any, images: jax.Array) -> dict[str, jax.Array]:
+      maps = self._procedure.predict(params, model_state, images, attention=True)[1]["decoder"]
+      return {name: x.swapaxes(0, 1) for name, x in maps.items()}
+
+    return jax.jit(attend)
+
+  def _token_names(self) -> tuple[str, ...]:
+    """The model's names of its tokens, an index by the label that has it."""
+    model = nnx.merge(self._procedure.graphdef, self._params["model"], self._model_state["model"])
+    parts = (name.partition("/") for name in model.decoder.token_names)
+    return tuple(self._labels[task][int(i)] if i else task for task, _, i in parts)
 
   def predict(self, images: np.ndarray | Sequence[np.ndarray | str | Path]) -> Prediction:
     """Predicts faces that are cropped and aligned as the run's training images are.

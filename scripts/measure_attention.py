@@ -1,0 +1,218 @@
+"""Whether the tokens of action units look at the part of the face where their unit is.
+
+  for seed in 0 1 2 3; do
+    python -m affjax.main --config=configs/vit_mtl.py --config.model.decoder.layout=elementary \
+      --config.seed=$seed --workdir=runs/attention-$seed
+  done
+  python scripts/measure_attention.py --runs runs/attention-0 runs/attention-1 ... \
+    --picture=attention.png
+
+Of runs with a token for each unit, on test faces that no run has learnt from. A face's number for a
+unit is the share of its token's attention (mean over layers and heads) that falls on the unit's
+region, divided by the region's share of the face's area: 1 is what attention would have that is
+spread over the face alone, whatever the unit. A unit's number is the mean over the faces and runs;
+its interval, Student's 95 % over the runs, is of the mean over the faces in each.
+
+Regions are polygons of the 68 landmarks (`REGIONS`), which come with each face, after the table of
+units in `tfds_builders/synthetic_faces`; the face's area is its mask's. How far a polygon is grown
+beyond its landmarks is our choice (INFERRED).
+"""
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from scipy import stats
+
+import affjax
+from affjax import report
+from affjax.data import records
+
+PIXELS = 112
+EYES = (slice(36, 42), slice(42, 48))
+MOUTH = slice(48, 60)
+# Unit -> polygons: landmarks (of iBUG), how far they are drawn up, with a copy left where they are,
+# and how far all is grown; in distances of the eyes. Below 0 is down.
+REGIONS = {
+  "AU1": [((20, 21, 22, 23), 0.35, 0.08)],
+  "AU2": [((17, 18, 19), 0.3, 0.08), ((24, 25, 26), 0.3, 0.08)],
+  "AU4": [((17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27), 0.0, 0.12)],
+  "AU6": [((36, 39, 40, 41), -0.4, 0.08), ((42, 45, 46, 47), -0.4, 0.08)],
+  "AU7": [(tuple(range(36, 42)), 0.0, 0.12), (tuple(range(42, 48)), 0.0, 0.12)],
+  "AU10": [((31, 32, 33, 34, 35, 48, 49, 50, 51, 52, 53, 54), 0.0, 0.08)],
+  "AU12": [((48,), 0.3, 0.2), ((54,), 0.3, 0.2)],
+  "AU15": [((48,), 0.0, 0.25), ((54,), 0.0, 0.25)],
+  "AU23": [(tuple(range(48, 60)), 0.0, 0.1)],
+  "AU24": [(tuple(range(48, 60)), 0.0, 0.1)],
+  "AU25": [(tuple(range(48, 60)), 0.0, 0.1)],
+  "AU26": [((*range(48, 60), 6, 7, 8, 9, 10), 0.0, 0.05)],
+}
+
+
+def region(unit: str, landmarks: np.ndarray) -> np.ndarray:
+  """Where a unit is seen.
+
+  Args:
+    unit: its name.
+    landmarks: [68, 2] x, y in pixels of a face of `PIXELS`.
+
+  Returns:
+    [PIXELS, PIXELS] 0 or 1, float32.
+  """
+  eyes = [landmarks[eye].mean(0) for eye in EYES]
+  distance = np.linalg.norm(eyes[1] - eyes[0])
+  up = np.mean(eyes, 0) - landmarks[MOUTH].mean(0)
+  up *= distance / np.linalg.norm(up)
+  drawn = np.zeros((PIXELS, PIXELS), np.uint8)
+  for numbers, rise, growth in REGIONS[unit]:
+    points = landmarks[list(numbers)]
+    points = np.concatenate([points, points + rise * up])
+    hull = cv2.convexHull(points.astype(np.float32)).round().astype(np.int32)
+    cv2.fillConvexPoly(drawn, hull, 1)
+    width = max(round(2 * growth * distance), 1)
+    cv2.polylines(drawn, [hull], True, 1, width)
+  return drawn.astype(np.float32)
+
+
+def patches(area: np.ndarray, side: int) -> np.ndarray:
+  """[side, side] share of each patch that belongs to an area of [pixels, pixels]."""
+  return cv2.resize(area, (side, side), interpolation=cv2.INTER_AREA)
+
+
+def share_of_face(attention: np.ndarray, part: np.ndarray, face: np.ndarray) -> float:
+  """Attention on a region, over the region's share of the face.
+
+  Args:
+    attention: [side, side], summing to at most 1.
+    part: [PIXELS, PIXELS] the region.
+    face: [PIXELS, PIXELS] how much of each pixel is face.
+
+  Returns:
+    1 where attention has spread over the face alone, evenly; NaN where the region is not in it.
+  """
+  side = len(attention)
+  part = part * face
+  if not part.sum():
+    return math.nan
+  # What falls on a patch falls on each of its pixels alike.
+  on_region = (attention * patches(part, side)).sum()
+  return float(on_region / (part.sum() / face.sum()))
+
+
+def faces(data: str, data_dir: str | None, count: int) -> dict[str, np.ndarray]:
+  """Pictures, landmarks and masks of test faces, spread evenly over the split."""
+  build = records.builder("synthetic_faces", data, data_dir)
+  source = build.as_data_source("test")
+  rows = [source[int(i)] for i in np.linspace(0, len(source) - 1, count)]
+  grow = lambda mask: cv2.resize(mask[..., 0].astype(np.float32) / 255, (PIXELS, PIXELS))
+  return {
+    "image": np.stack([row["image"] for row in rows]),
+    "landmarks": np.stack([row["landmarks"] for row in rows]),
+    "face": np.stack([grow(row["face_mask"]) for row in rows]),
+  }
+
+
+def measure(
+  predictor: Any, found: dict[str, np.ndarray]
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+  """Numbers [units, faces] of a run, and unit -> its attention [faces, rows, columns]."""
+  maps = predictor.attention(found["image"])
+  if missing := [unit for unit in REGIONS if unit not in maps.names]:
+    raise ValueError(
+      f"{missing} have no token of their own: train with"
+      " --config.model.decoder.layout=elementary or mixed"
+    )
+  mean = maps.image.mean((0, 2))
+  attention = {unit: mean[:, maps.names.index(unit)] for unit in REGIONS}
+  numbers = [
+    [
+      share_of_face(of_face, region(unit, landmarks), face)
+      for of_face, landmarks, face in zip(
+        attention[unit], found["landmarks"], found["face"], strict=True
+      )
+    ]
+    for unit in REGIONS
+  ]
+  return np.array(numbers), attention
+
+
+def table(numbers: np.ndarray) -> str:
+  """Unit, mean and interval over runs, and each run's mean, of [runs, units, faces]."""
+  of_runs = np.nanmean(numbers, axis=2)
+  lines = [f"{'unit':6}{'on its region':>14}  {'95 % interval':16}  each run"]
+  for unit, values in zip([*REGIONS, "mean"], [*of_runs.T, of_runs.mean(1)], strict=True):
+    mean, count = values.mean(), len(values)
+    half = math.nan
+    if count > 1:
+      half = stats.t.ppf(0.975, count - 1) * values.std(ddof=1) / math.sqrt(count)
+    verdict = "above 1" if mean - half > 1 else "below 1" if mean + half < 1 else ""
+    each = " ".join(f"{v:.2f}" for v in values)
+    lines.append(
+      f"{unit:6}{mean:14.2f}  [{mean - half:5.2f} {mean + half:5.2f}]   {each}  {verdict}"
+    )
+  return "\n".join(lines)
+
+
+def draw(
+  path: Path, found: dict[str, np.ndarray], attention: dict[str, np.ndarray], numbers: np.ndarray
+) -> None:
+  """The mean face, a unit a panel: attention in red, the mean region's outline in white.
+
+  Args:
+    path: of the PNG.
+    found: see `faces`.
+    attention: unit -> [faces, rows, columns], mean over the runs.
+    numbers: [units] the unit's number.
+  """
+  scale = 2
+  size = (PIXELS * scale, PIXELS * scale)
+  grey = cv2.resize(found["image"].mean(0).mean(-1), size, interpolation=cv2.INTER_CUBIC)
+  panels, captions = [], []
+  for unit, number in zip(REGIONS, numbers, strict=True):
+    heat = cv2.resize(attention[unit].mean(0), size, interpolation=cv2.INTER_CUBIC).clip(0)
+    heat = heat / heat.max()
+    panel = np.stack([grey] * 3, -1) * (1 - 0.55 * heat[..., None])
+    panel += 0.55 * heat[..., None] * np.array([255.0, 40.0, 0.0])
+    where = np.mean([region(unit, points) for points in found["landmarks"]], 0)
+    outline = (cv2.resize(where, size) > 0.5).astype(np.uint8)
+    edges, _ = cv2.findContours(outline, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    panel = np.ascontiguousarray(panel.clip(0, 255).astype(np.uint8))
+    cv2.drawContours(panel, edges, -1, (255, 255, 255), 1, cv2.LINE_AA)
+    panels.append(panel)
+    captions.append([f"{unit}: {number:.2f}"])
+  page = report.sheet(np.stack(panels), captions, columns=4)
+  cv2.imwrite(str(path), page[..., ::-1])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Measures the runs and prints the table."""
+  options = parse(argv)
+  found = faces(options.data, options.data_dir, options.faces)
+  measured = [measure(affjax.load(run), found) for run in options.runs]
+  numbers = np.stack([one for one, _ in measured])
+  print(f"{len(options.runs)} run(s), {options.faces} faces\n{table(numbers)}")
+  if options.picture:
+    attention = {unit: np.mean([maps[unit] for _, maps in measured], 0) for unit in REGIONS}
+    draw(options.picture, found, attention, np.nanmean(numbers, (0, 2)))
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+  """Reads the command line."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  add = parser.add_argument
+  add("--runs", nargs="+", required=True, help="folders of runs with a token for each unit")
+  add("--faces", type=int, default=512, help="how many test faces")
+  add("--data", default="natural", help="config of synthetic_faces")
+  add("--data_dir", help="where prepared data lives; TFDS's folder unless given")
+  add("--picture", type=Path, help="where to draw it")
+  return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+  main()
