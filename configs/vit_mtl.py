@@ -145,6 +145,11 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
       dropout_rate=0.0,
       drop_path_rate=kind["drop_path_rate"],
       layer_scale=0.0,
+      class_token=False,
+      registers=0,
+      gelu="tanh",  # "exact": as in weights of timm or transformers
+      remat=False,  # less memory: blocks are computed again on the way back
+      scan=False,  # one block compiled for all
     ),
     decoder=dict(
       name="decoders.TaskTokens",
@@ -157,6 +162,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
       num_heads=8,
       dropout_rate=0.1,
       va_activation="tanh",
+      position_bias=True,
       readout=0,
     ),
   )

@@ -4,7 +4,7 @@
     python -m affjax.main --config=configs/vit_mtl.py --config.model.decoder.layout=elementary \
       --config.seed=$seed --workdir=runs/attention-$seed
   done
-  python scripts/measure_attention.py --runs runs/attention-0 runs/attention-1 ... \
+  python -m scripts.measure_attention --runs runs/attention-0 runs/attention-1 ... \
     --picture=attention.png
 
 Of runs with a token for each unit, on test faces that no run has learnt from. A face's number for a
@@ -26,11 +26,11 @@ from typing import Any
 
 import cv2
 import numpy as np
-from scipy import stats
 
 import affjax
 from affjax import report
 from affjax.data import records
+from scripts import sweep
 
 PIXELS = 112
 EYES = (slice(36, 42), slice(42, 48))
@@ -145,10 +145,7 @@ def table(numbers: np.ndarray) -> str:
   of_runs = np.nanmean(numbers, axis=2)
   lines = [f"{'unit':6}{'on its region':>14}  {'95 % interval':16}  each run"]
   for unit, values in zip([*REGIONS, "mean"], [*of_runs.T, of_runs.mean(1)], strict=True):
-    mean, count = values.mean(), len(values)
-    half = math.nan
-    if count > 1:
-      half = stats.t.ppf(0.975, count - 1) * values.std(ddof=1) / math.sqrt(count)
+    mean, half = sweep.interval(values)
     verdict = "above 1" if mean - half > 1 else "below 1" if mean + half < 1 else ""
     each = " ".join(f"{v:.2f}" for v in values)
     lines.append(

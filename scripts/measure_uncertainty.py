@@ -1,7 +1,7 @@
 """Whether learned uncertainty finds noise that was planted in labels, and what it is worth.
 
-  python scripts/measure_uncertainty.py                       # 64 runs of about a minute
-  python scripts/measure_uncertainty.py --seeds 1 --steps 20  # whether it runs
+  python -m scripts.measure_uncertainty                       # 64 runs of about a minute
+  python -m scripts.measure_uncertainty --seeds 1 --steps 20  # whether it runs
 
 Trains a small flagship on synthetic faces, each arm with the same seeds: the same first parameters
 and the same images in the same order, so that arms are compared seed by seed. Labels are corrupted
@@ -31,10 +31,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from affjax import evaluate, monitor, train
 from configs import vit_mtl
+from scripts import sweep
 
 TASKS = ("va", "expression", "au")
 # Task -> noise in its labels alone, see `affjax.data.views`.
@@ -96,11 +96,8 @@ def run(arm: str, seed: int, steps: int, where: Path, data_dir: str | None) -> d
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
-  """Mean and its 95 % interval; of a single value it is unbounded."""
-  mean, count = float(np.mean(values)), len(values)
-  if count < 2:
-    return mean, -np.inf, np.inf
-  half = stats.t.ppf(0.975, count - 1) * np.std(values, ddof=1) / np.sqrt(count)
+  """Mean and the ends of its 95 % interval."""
+  mean, half = sweep.interval(values)
   return mean, mean - half, mean + half
 
 

@@ -309,7 +309,8 @@ def test_a_split_state_trains_as_one_device_does_and_stays_split(rules, model):
   assert share.arguments - batch / 8 == pytest.approx((whole.arguments - batch) / parts, rel=0.1)
   gathered = share.collectives["all-gather"].bytes
   parameters = sum(x.nbytes for x in jax.tree.leaves(current.params))
-  assert 0.9 * parameters < gathered < 3 * parameters
+  # Of a batch as small as this, XLA would rather sum a few products than gather their matrices.
+  assert 0.5 * parameters < gathered < 3 * parameters
 
 
 @pytest.mark.parametrize(("before", "after"), [("replicated", "fsdp"), ("fsdp", "replicated")])
