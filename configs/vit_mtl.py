@@ -11,11 +11,13 @@ weighted by learned uncertainties. What is known of the paper and what is our re
   python -m affjax.main --config=configs/vit_mtl.py:data=image_folder/my_set,metric=expression/f1
   python -m affjax.main --config=configs/vit_mtl.py:variant=S/16      # a larger encoder
   python -m affjax.main --config=configs/vit_mtl.py --config.model.decoder.layout=elementary
+  python -m affjax.main --config=configs/vit_mtl.py:plain=true        # without tokens, to compare
 
 Arguments after the colon: data (synthetic_faces, ferplus, s_aff_wild2, image_folder, or one of them
 and its config: image_folder/my_set), variant (mu, Ti, S, B / patch size), steps, batch_size, metric
-(the score that chooses the checkpoint), debug (one CPU, under a minute; the smallest encoder, and
-the smallest data set of that kind).
+(the score that chooses the checkpoint), plain (the twin that has no task tokens: the mean of the
+encoder's tokens, a linear head for each task, equal weights of the losses), debug (one CPU, under a
+minute; the smallest encoder, and the smallest data set of that kind).
 """
 
 import ml_collections
@@ -103,8 +105,9 @@ DATA = {
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
   """Returns the config; see the module's docstring for the argument."""
   given = common.parse(
-    argument, data="synthetic_faces", variant="", steps=0, batch_size=0, metric="", debug=False
-  )
+    argument, data="synthetic_faces", variant="", steps=0, batch_size=0, metric="", plain=False,
+    debug=False,
+  )  # fmt: skip
   name, _, builder_config = given["data"].partition("/")
   kind = DATA[common.one_of("data", name, DATA)]
   debug = given["debug"]
@@ -167,6 +170,8 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     ),
   )
   config.model.update(kind.get("model", {}))
+  if given["plain"]:
+    config.model.decoder = dict(name="decoders.Linear", heteroscedastic=False, va_activation="tanh")
   config.losses = dict(
     va=dict(name="losses.ccc_loss"),
     expression=dict(
@@ -190,6 +195,8 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     ema_decay=0.998,
     mixup_alpha=0.0,
   )
+  if given["plain"]:
+    config.procedure.weighting = "equal"
   config.optimizer = common.adamw(
     learning_rate=kind.get("learning_rate", 1e-3),
     warmup_steps=min(kind.get("warmup_steps", 200), config.steps // 10),
