@@ -1,4 +1,4 @@
-"""Where task tokens look: what a predictor gives, and what `scripts/measure_attention.py` counts."""
+"""Where task tokens look: what a predictor gives, and what `measure_attention` makes of it."""
 
 import types
 
