@@ -16,6 +16,13 @@ import jax
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  """Files with long tests come first, so that no worker has one of them to itself at the end."""
+  long = {item.path for item in items if item.get_closest_marker("slow")}
+  items.sort(key=lambda item: item.path not in long)
+
+
 FERPLUS = "AFFJAX_FERPLUS"  # environment variable: the folder of the real FER+
 
 
