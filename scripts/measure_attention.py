@@ -11,7 +11,8 @@ Of runs with a token for each unit, on test faces that no run has learnt from. A
 unit is the share of its token's attention (mean over layers and heads) that falls on the unit's
 region, divided by the region's share of the face's area: 1 is what attention would have that is
 spread over the face alone, whatever the unit. A unit's number is the mean over the faces and runs;
-its interval, Student's 95 % over the runs, is of the mean over the faces in each.
+its interval, Student's 95 % over the runs, is of the mean over the faces in each. Beside it stands
+what the tokens of the other eleven units have there.
 
 Regions are polygons of the 68 landmarks (`REGIONS`), which come with each face, after the table of
 units in `tfds_builders/synthetic_faces`; the face's area is its mask's. How far a polygon is grown
@@ -116,61 +117,71 @@ def faces(data: str, data_dir: str | None, count: int) -> dict[str, np.ndarray]:
   }
 
 
-def measure(
-  predictor: Any, found: dict[str, np.ndarray]
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-  """Numbers [units, faces] of a run, and unit -> its attention [faces, rows, columns]."""
+def measure(predictor: Any, found: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+  """What a run's tokens look at.
+
+  Args:
+    predictor: of the run.
+    found: see `faces`.
+
+  Returns:
+    [tokens, units, faces] the number of each unit's token on each unit's region, tokens in the
+    order of the units; and [tokens, faces, rows, columns] their attention.
+
+  Raises:
+    ValueError: the units have no tokens of their own.
+  """
   maps = predictor.attention(found["image"])
   if missing := [unit for unit in REGIONS if unit not in maps.names]:
     raise ValueError(
-      f"{missing} have no token of their own: train with"
+      f"{', '.join(missing)} have no token of their own: train with"
       " --config.model.decoder.layout=elementary or mixed"
     )
   mean = maps.image.mean((0, 2))
-  attention = {unit: mean[:, maps.names.index(unit)] for unit in REGIONS}
-  numbers = [
-    [
-      share_of_face(of_face, region(unit, landmarks), face)
-      for of_face, landmarks, face in zip(
-        attention[unit], found["landmarks"], found["face"], strict=True
-      )
-    ]
-    for unit in REGIONS
-  ]
-  return np.array(numbers), attention
+  attention = np.stack([mean[:, maps.names.index(unit)] for unit in REGIONS])
+  numbers = np.empty((len(REGIONS), len(REGIONS), len(mean)))
+  for row, (landmarks, face) in enumerate(zip(found["landmarks"], found["face"], strict=True)):
+    for column, unit in enumerate(REGIONS):
+      part = region(unit, landmarks)
+      numbers[:, column, row] = [share_of_face(one, part, face) for one in attention[:, row]]
+  return numbers, attention
 
 
 def table(numbers: np.ndarray) -> str:
-  """Unit, mean and interval over runs, and each run's mean, of [runs, units, faces]."""
-  of_runs = np.nanmean(numbers, axis=2)
-  lines = [f"{'unit':6}{'on its region':>14}  {'95 % interval':16}  each run"]
-  for unit, values in zip([*REGIONS, "mean"], [*of_runs.T, of_runs.mean(1)], strict=True):
+  """Text, a line a unit, of [runs, tokens, units, faces]."""
+  of_runs = np.nanmean(numbers, axis=3)
+  own = np.diagonal(of_runs, axis1=1, axis2=2)
+  others = (of_runs.sum(1) - own) / (len(REGIONS) - 1)
+  title = f"{'unit':6}{'on its region':>14}  {'95 % interval':16}{'':10}{'other tokens there':>18}"
+  lines = [f"{title}  each run"]
+  rows = zip([*REGIONS, "mean"], [*own.T, own.mean(1)], [*others.T, others.mean(1)], strict=True)
+  for unit, values, elsewhere in rows:
     mean, half = sweep.interval(values)
-    verdict = "above 1" if mean - half > 1 else "below 1" if mean + half < 1 else ""
+    low, high = mean - half, mean + half
+    verdict = "above 1" if low > 1 else "below 1" if high < 1 else "undecided"
     each = " ".join(f"{v:.2f}" for v in values)
-    lines.append(
-      f"{unit:6}{mean:14.2f}  [{mean - half:5.2f} {mean + half:5.2f}]   {each}  {verdict}"
-    )
+    interval = f"[{low:5.2f} {high:5.2f}]"
+    lines.append(f"{unit:6}{mean:14.2f}  {interval:16}{verdict:10}{elsewhere.mean():18.2f}  {each}")
   return "\n".join(lines)
 
 
 def draw(
-  path: Path, found: dict[str, np.ndarray], attention: dict[str, np.ndarray], numbers: np.ndarray
+  path: Path, found: dict[str, np.ndarray], attention: np.ndarray, numbers: np.ndarray
 ) -> None:
   """The mean face, a unit a panel: attention in red, the mean region's outline in white.
 
   Args:
     path: of the PNG.
     found: see `faces`.
-    attention: unit -> [faces, rows, columns], mean over the runs.
+    attention: [tokens, faces, rows, columns], mean over the runs.
     numbers: [units] the unit's number.
   """
   scale = 2
   size = (PIXELS * scale, PIXELS * scale)
   grey = cv2.resize(found["image"].mean(0).mean(-1), size, interpolation=cv2.INTER_CUBIC)
   panels, captions = [], []
-  for unit, number in zip(REGIONS, numbers, strict=True):
-    heat = cv2.resize(attention[unit].mean(0), size, interpolation=cv2.INTER_CUBIC).clip(0)
+  for unit, looks, number in zip(REGIONS, attention, numbers, strict=True):
+    heat = cv2.resize(looks.mean(0), size, interpolation=cv2.INTER_CUBIC).clip(0)
     heat = heat / heat.max()
     panel = np.stack([grey] * 3, -1) * (1 - 0.55 * heat[..., None])
     panel += 0.55 * heat[..., None] * np.array([255.0, 40.0, 0.0])
@@ -190,11 +201,11 @@ def main(argv: Sequence[str] | None = None) -> None:
   options = parse(argv)
   found = faces(options.data, options.data_dir, options.faces)
   measured = [measure(affjax.load(run), found) for run in options.runs]
-  numbers = np.stack([one for one, _ in measured])
+  numbers = np.stack([of_run for of_run, _ in measured])
   print(f"{len(options.runs)} run(s), {options.faces} faces\n{table(numbers)}")
   if options.picture:
-    attention = {unit: np.mean([maps[unit] for _, maps in measured], 0) for unit in REGIONS}
-    draw(options.picture, found, attention, np.nanmean(numbers, (0, 2)))
+    attention = np.mean([of_run for _, of_run in measured], 0)
+    draw(options.picture, found, attention, np.diagonal(np.nanmean(numbers, (0, 3))))
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

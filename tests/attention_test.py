@@ -119,17 +119,37 @@ def test_a_run_whose_units_share_a_token_is_refused(found):
     measure.measure(shared, found)
 
 
+def test_a_token_is_measured_on_its_own_region_and_on_those_of_the_others(found):
+  units = list(measure.REGIONS)
+  names = ("valence", *units[::-1])  # in another order
+  image = np.zeros((2, 16, 4, 13, 112, 112), np.float32)
+  for row, landmarks in enumerate(found["landmarks"]):
+    for unit in units:
+      part = measure.region(unit, landmarks) * found["face"][row]
+      image[:, row, :, names.index(unit)] = part / part.sum()
+  looking = types.SimpleNamespace(attention=lambda images: predict.Attention(names, None, image))
+  numbers, attention = measure.measure(looking, found)
+  assert attention.shape == (12, 16, 112, 112)
+  lips, jaw, brows = (units.index(unit) for unit in ("AU25", "AU26", "AU4"))
+  for row, face in enumerate(found["face"]):
+    part = measure.region("AU25", found["landmarks"][row]) * face
+    assert numbers[lips, lips, row] == pytest.approx(face.sum() / part.sum(), rel=0.05)
+  # Lips are in the region of the jaw, and brows in neither.
+  assert (numbers[lips, jaw] > 2).all()
+  assert numbers[brows, lips].max() == 0
+
+
 def test_the_table_and_the_picture_are_of_what_was_measured(found, tmp_path):
   rng = np.random.default_rng(0)
-  numbers = np.stack([np.full((12, 16), 1.5), np.full((12, 16), 1.7)])
-  numbers[:, 0] = 0.5
+  numbers = np.full((2, 12, 12, 16), 0.25)
+  for unit in range(12):
+    numbers[:, unit, unit] = np.array([1.5, 1.7])[:, None] if unit else 0.5
   lines = measure.table(numbers).splitlines()
-  assert lines[1].split()[:2] == ["AU1", "0.50"]
-  assert lines[1].endswith("below 1")
-  assert lines[2].split()[:4] == ["AU2", "1.60", "[", "0.33"]  # t of one degree of freedom: 12.7
+  assert " ".join(lines[1].split()) == "AU1 0.50 [ 0.50 0.50] below 1 0.25 0.50 0.50"
+  # Student's t of one degree of freedom is 12.7.
+  assert lines[2].split()[:6] == ["AU2", "1.60", "[", "0.33", "2.87]", "undecided"]
   assert lines[-1].split()[:2] == ["mean", "1.51"]
-  attention = {unit: rng.random((16, 7, 7)) for unit in measure.REGIONS}
-  measure.draw(tmp_path / "a.png", found, attention, np.ones(12))
+  measure.draw(tmp_path / "a.png", found, rng.random((12, 16, 7, 7)), np.ones(12))
   picture = cv2.imread(str(tmp_path / "a.png"))
   assert picture.shape[0] > 3 * 112
   assert picture.shape[1] > 4 * 112
