@@ -66,7 +66,7 @@ def test_a_run_leaves_what_a_reader_needs(finished):
   assert json.loads((where / "config.json").read_text()) == debug_config()
   start = json.loads((where / "starts.jsonl").read_text())
   assert start["versions"]["jax"] == jax.__version__
-  assert "pytest" in " ".join(start["command"])
+  assert start["command"] == [sys.executable, *sys.orig_argv[1:]]
   assert list((where / "tensorboard").glob("events*"))
   assert json.loads((where / "scores.json").read_text()) == result
   assert [e["step"] for e in log(where)] == [5, 10, 15, 20]
