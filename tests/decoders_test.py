@@ -130,7 +130,7 @@ def test_attention_maps_come_on_request_with_rows_that_sum_to_one():
 def permute(decoder, order):
   """Moves all that belongs to one token; what is of a task of several numbers must stay."""
   decoder.tokens[...] = decoder.tokens[...][order]
-  decoder.position_bias[...] = decoder.position_bias[...][:, :, order]
+  decoder.position_logits[...] = decoder.position_logits[...][:, :, order]
   dense = decoder.readout.dense
   for x in (dense.kernel, dense.bias):
     x[...] = x[...].reshape(-1, len(order), 32)[:, order].reshape(x.shape)
@@ -205,8 +205,8 @@ def test_tokens_that_are_alike_answer_alike_if_they_share_a_head(shared):
   decoder = nnx.clone(small(layout="elementary", shared_head=shared))
   unit, expression = (decoder.token_names.index(name) for name in ("au/3", "expression/5"))
   decoder.tokens[...] = decoder.tokens[...].at[unit].set(decoder.tokens[...][expression])
-  bias = decoder.position_bias[...]
-  decoder.position_bias[...] = bias.at[:, :, unit].set(bias[:, :, expression])
+  bias = decoder.position_logits[...]
+  decoder.position_logits[...] = bias.at[:, :, unit].set(bias[:, :, expression])
   outputs = decoder(tokens())
   assert np.allclose(outputs["au"][:, 3], outputs["expression"][:, 5], atol=1e-6) == shared
   assert not np.allclose(outputs["au"][:, 3], outputs["au"][:, 2], atol=1e-3)

@@ -16,8 +16,9 @@ _LAYOUTS = ("elementary", "mixed", "task")
 _POSITIONS = ("decoder", "encoder")
 # Spread of the first biases: at 2, half of a head's attention is on about a tenth of the places.
 _POSITION_BIAS = 2.0
-# What the parameter is multiplied by. Under Adam every number moves by about the learning rate a
-# step: with 1, biases would end a run of thousands of steps near where they were drawn.
+# What the parameter `position_logits` is multiplied by. Under Adam every number moves by about the
+# learning rate a step: with 1, biases would end a run of thousands of steps near where they were
+# drawn. (Once they were, as `position_bias`: by the new name, such checkpoints are refused.)
 _POSITION_SPEED = 20.0
 # Small, so that training starts from near-uniform answers whatever the encoder gives.
 _HEAD_INIT = nnx.initializers.normal(0.02)
@@ -142,7 +143,9 @@ class TaskTokens(nnx.Module):
     self.tokens = nnx.Param(nnx.initializers.normal(1.0)(rngs.params(), (count, width)))
     bias_init = nnx.initializers.normal(_POSITION_BIAS / _POSITION_SPEED)
     bias_shape = (depth, num_heads, count, input_length)
-    self.position_bias = nnx.Param(bias_init(rngs.params(), bias_shape)) if position_bias else None
+    self.position_logits = (
+      nnx.Param(bias_init(rngs.params(), bias_shape)) if position_bias else None
+    )
     sizes = dict(channels=readout, input_length=input_length, num_tokens=count)
     self.readout = Readout(input_width, width, **sizes, dtype=dtype, rngs=rngs) if readout else None
     block = dict(dropout_rate=dropout_rate, dtype=dtype, rngs=rngs)
@@ -191,8 +194,8 @@ class TaskTokens(nnx.Module):
     blocks = zip(self.self_blocks, self.cross_blocks, strict=True)
     for layer, (self_block, cross_block) in enumerate(blocks):
       bias = None
-      if self.position_bias is not None:
-        bias = self.position_bias[layer] * _POSITION_SPEED
+      if self.position_logits is not None:
+        bias = self.position_logits[layer] * _POSITION_SPEED
       x, token_maps = self_block(x, **options)
       x, image_maps = cross_block(x, image, bias, **options)
       maps["tokens"].append(token_maps)
