@@ -48,7 +48,7 @@ def drawn():
 
 
 def test_shares_of_patterns_and_classes_sum_to_one():
-  for mode in ("natural", "strong", "posed"):
+  for mode in label_model.PRIOR:
     assert label_model.class_prior(knobs.Labels(mode)).sum() == pytest.approx(1)
     for name in label_model.shown_classes(knobs.Labels(mode)):
       shares = [p.weight[mode] for p in label_model.PATTERNS if p.expression == name]
@@ -97,6 +97,7 @@ def test_faces_that_were_drawn_again_keep_the_base_rates_of_s_aff_wild2():
     (knobs.Labels("strong", prior=knobs.SIX), label_model.CLASSES[1:7]),
     (knobs.Labels("posed", prior=knobs.SEVEN), label_model.CLASSES[:7]),
     (knobs.Labels("posed"), label_model.CLASSES[:7]),
+    (knobs.Labels("independent"), ("other",)),
   ],
 )
 def test_classes_of_the_strong_mode_come_alike_and_only_those_wanted(setting, classes):
@@ -120,6 +121,21 @@ def test_a_prior_is_in_the_proportions_of_its_weights():
 def test_a_class_that_a_mode_does_not_show_is_an_error():
   with pytest.raises(ValueError, match=r"\['other'\], which mode 'posed' does not show"):
     label_model.class_prior(knobs.Labels("posed", prior=(1,) * 8))
+
+
+def test_independent_units_say_nothing_of_each_other_but_what_no_face_can_show():
+  rng, setting = np.random.default_rng(15), knobs.Labels("independent")
+  present = np.array([label_model.draw(rng, setting).present for _ in range(8_000)])
+  rates = present.mean(0)
+  assert (rates[:12] > 0.1).all()
+  # Lips that are parted by the jaw or pressed together, smiles whose corners are not drawn down.
+  bound = [{23, 24}, {24, 25}, {25, 26}, {25, 27}, {26, 27}, {12, 15}, {25, 28}, {5, 43}]
+  bound += [{24, 26}, {24, 27}, {26, 28}, {27, 28}, {24, 28}]  # through 25
+  correlation = np.corrcoef(present.T)
+  for i, a in enumerate(UNITS):
+    for j, b in enumerate(UNITS[:i]):
+      if {a, b} not in bound:
+        assert abs(correlation[i, j]) < 4.5 / np.sqrt(len(present)), (a, b)
 
 
 def test_strong_faces_show_the_textbook_where_natural_ones_mostly_do_not():

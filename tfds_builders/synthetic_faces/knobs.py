@@ -146,7 +146,7 @@ class Labels:
   """What the faces show, see `label_model`.
 
   Attributes:
-    mode: "natural", "strong" or "posed".
+    mode: "natural", "strong", "posed" or "independent".
     ambiguity: share of faces that keep whatever units were drawn, see `label_model.draw`.
     prior: weight of each class of `label_model.CLASSES`; 0 leaves a class out of the data set.
       None: the mode's.

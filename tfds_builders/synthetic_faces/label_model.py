@@ -52,11 +52,13 @@ class Pattern:
   talking: bool = False
 
 
-# Share of each class: of s-Aff-Wild2's training set (rounded, so normalised below), or all alike.
+# Share of each class: of s-Aff-Wild2's training set (rounded, so normalised below); all alike; none
+# but that of faces of no emotion.
 PRIOR = {
   "natural": (0.2645, 0.0503, 0.0350, 0.0344, 0.2001, 0.0839, 0.0577, 0.2742),
   "strong": (0.125,) * 8,
   "posed": (1 / 7,) * 7 + (0,),
+  "independent": (0,) * 7 + (1,),
 }
 
 # expression | pattern | share, natural | share, strong | strength | unit:probability ...
@@ -122,6 +124,15 @@ surprise | lift | .1 | .7 | 1:.9 2:.8 25:.65 26:.3 5:.7
 """
 
 
+# Of no emotion. The other units say nothing about one, but for what `apply_rules` forbids: only its
+# own place shows whether it is there.
+_INDEPENDENT = """
+other | any | 1 | .5 | \
+  1:.3 2:.3 4:.3 6:.3 7:.3 10:.3 12:.3 15:.4 23:.4 24:.5 25:.3 26:.3 \
+  5:.1 9:.1 14:.1 17:.1 18:.1 20:.1 27:.1 28:.1 43:.1
+"""
+
+
 def _read_table(table: str, modes: tuple[str, ...]) -> Iterator[Pattern]:
   for line in table.strip().splitlines():
     expression, name, *shares, strength, units = (x.strip() for x in line.split("|"))
@@ -136,7 +147,11 @@ def _read_table(table: str, modes: tuple[str, ...]) -> Iterator[Pattern]:
     )
 
 
-PATTERNS = (*_read_table(_TABLE, ("natural", "strong")), *_read_table(_POSED, ("posed",)))
+PATTERNS = (
+  *_read_table(_TABLE, ("natural", "strong")),
+  *_read_table(_POSED, ("posed",)),
+  *_read_table(_INDEPENDENT, ("independent",)),
+)
 
 
 def class_prior(setting: knobs.Labels) -> np.ndarray:

@@ -116,6 +116,11 @@ class Builder(tfds.core.GeneratorBasedBuilder):
       ),
     ),
     Config(
+      name="independent",
+      description="Units drawn independently of each other; no emotions, all faces are other.",
+      setting=knobs.Knobs(labels=knobs.Labels("independent")),
+    ),
+    Config(
       name="occluded",
       description="Natural, with hands, glasses, and hair over an eye.",
       setting=knobs.Knobs(occluders=knobs.OCCLUDED),
