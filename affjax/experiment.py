@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from affjax import cost, optim, paths, procedures, sharding, state
+from affjax import cost, optim, paths, procedures, resident, sharding, state
 from affjax.build import bind
 from affjax.data import prepare, records, views
 
@@ -202,18 +202,53 @@ def abstract_state(procedure: Any, mesh: Mesh, rules: sharding.Rules = ()) -> st
   )
 
 
-def train_step(procedure: Any, abstract: state.TrainState, mesh: Mesh) -> Any:
+def placement(config: Mapping[str, Any], data: Data, mesh: Mesh) -> resident.Plan:
+  """Where the training split lives: see `config.data.placement`.
+
+  Raises:
+    ValueError: no such placement, or it does not fit.
+  """
+  wanted = config["data"].get("placement", "stream")  # absent from the configs of earlier runs
+  return resident.plan(wanted, data.records(data.train_split), mesh)
+
+
+def hold(
+  config: Mapping[str, Any], data: Data, mesh: Mesh, plan: resident.Plan
+) -> resident.Resident | None:
+  """The training split on the devices; None if it is streamed."""
+  if plan.where == "stream":
+    return None
+  return resident.Resident(
+    data.records(data.train_split),
+    mesh,
+    spread=plan.where == "spread",
+    threads=config["data"]["threads"],
+    progress=jax.process_index() == 0,
+  )
+
+
+def train_step(
+  procedure: Any,
+  abstract: state.TrainState,
+  mesh: Mesh,
+  held: resident.Resident | None = None,
+) -> Any:
   """The procedure's step, jitted: takes and gives a state that lives where `abstract` says.
 
-  The state is donated. Metrics come whole on every device.
+  The state is donated. Metrics come whole on every device. Of a split that the devices hold, it
+  takes the rows of a batch.
   """
   placed = jax.tree.map(lambda x: x.sharding, abstract)
-  return jax.jit(
-    procedure.train_step,
-    donate_argnums=0,
-    in_shardings=(placed, sharding.split_batch(mesh)),
-    out_shardings=(placed, sharding.replicated(mesh)),
+  options = dict(donate_argnums=0, out_shardings=(placed, sharding.replicated(mesh)))
+  inputs = (placed, sharding.split_batch(mesh))
+  if held is None:
+    return jax.jit(procedure.train_step, in_shardings=inputs, **options)
+  step = jax.jit(
+    lambda state, rows, arrays: procedure.train_step(state, held.batch(arrays, rows)),
+    in_shardings=(*inputs, jax.tree.map(lambda x: x.sharding, held.arrays)),
+    **options,
   )
+  return lambda state, rows: step(state, rows, held.arrays)
 
 
 def describe(config: Mapping[str, Any], data: Data | None, procedure: Any, mesh: Mesh) -> str:

@@ -82,7 +82,7 @@ def _config() -> dict[str, Any]:
 
 def _run() -> None:
   # Imported here: a mistyped flag is answered at once.
-  from affjax import dry_run, evaluate, train, workdir
+  from affjax import compiled, dry_run, evaluate, train, workdir
 
   where = _WORKDIR.value and Path(_WORKDIR.value)
   if _MODE.value == "evaluate" and where and not _CONFIG.value:
@@ -93,6 +93,7 @@ def _run() -> None:
     config = _config()
   where = where or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"]))
   _join_cluster()
+  compiled.keep()
   if _MODE.value == "train":
     train.run(config, where, _DATA_DIR.value)
   elif _MODE.value == "check":

@@ -20,6 +20,7 @@ from affjax import (
   initialise,
   monitor,
   report,
+  resident,
   sharding,
   workdir,
 )
@@ -56,14 +57,24 @@ class Stop:
 
 
 def training_batches(
-  config: Mapping[str, Any], data: experiment.Data, mesh: Mesh, start: int
-) -> Iterator[dict[str, Any]]:
-  """Global batches from step `start` on, copied to the devices ahead of the step."""
+  config: Mapping[str, Any],
+  data: experiment.Data,
+  mesh: Mesh,
+  start: int,
+  held: resident.Resident | None = None,
+) -> Iterator[Any]:
+  """Global batches from step `start` on, copied to the devices ahead of the step.
+
+  Of a split that the devices hold, they are the numbers of its rows.
+  """
   split = data.records(data.train_split)
   rows = pipeline.order(len(split), config["seed"], config["batch_size"], data.strata)
+  rows = rows[start : config["steps"]]
+  if held:
+    return held.rows(rows)
   local = pipeline.batches(
     split,
-    rows[start : config["steps"]],
+    rows,
     process=jax.process_index(),
     processes=jax.process_count(),
     workers=config["data"]["workers"],
@@ -91,6 +102,7 @@ def run(config: Mapping[str, Any], where: Path, data_dir: str | None = None) -> 
   resolved, data, procedure, mesh = experiment.open_training(config, data_dir)
   choose = evaluate.evaluator(config, data, data.select, procedure, mesh)
   evaluate.check_metric(config, data)
+  plan = experiment.placement(config, data, mesh)
   taken = None
   if not checkpoints.sealed(where / workdir.CHECKPOINTS):
     taken = initialise.read(config.get("initialise"), experiment.abstract_state(procedure, mesh))
@@ -98,9 +110,10 @@ def run(config: Mapping[str, Any], where: Path, data_dir: str | None = None) -> 
   if primary:
     facts = {"initialise": taken.facts} if taken else {}
     workdir.record(where, config, {"devices": [str(d) for d in jax.devices()], **facts})
-    print(f"{experiment.describe(resolved, data, procedure, mesh)}\nrun    {where}", flush=True)
+    print(f"{experiment.describe(resolved, data, procedure, mesh)}\n       {plan}")
+    print(f"run    {where}", flush=True)
   with Stop() as stop:
-    finished = _loop(config, where, data, procedure, mesh, choose, stop, taken)
+    finished = _loop(config, where, data, procedure, mesh, choose, stop, taken, plan)
   if not finished:
     print(f"stopped by signal {stop.signal}; the same command continues", flush=True)
     raise SystemExit(128 + (stop.signal or signal.SIGTERM))
@@ -118,6 +131,7 @@ def _loop(
   choose: evaluate.Evaluator,
   stop: Stop,
   taken: initialise.Taken | None,
+  plan: resident.Plan,
 ) -> bool:
   """The loop; returns whether it reached the last step."""
   primary = jax.process_index() == 0
@@ -149,8 +163,9 @@ def _loop(
       )
     if primary:
       print(f"       continues from step {start}", flush=True)
-  train_step = experiment.train_step(procedure, abstract, mesh)
-  batches = training_batches(config, data, mesh, start)
+  held = experiment.hold(config, data, mesh, plan) if start < config["steps"] else None
+  train_step = experiment.train_step(procedure, abstract, mesh, held)
+  batches = training_batches(config, data, mesh, start, held)
   ceilings = evaluate.ceilings(data, data.select, choose.scoring)
   step, pending, flying = start, None, None
   watch = monitor.Monitor(
@@ -186,7 +201,8 @@ def _loop(
       with watch.waiting():
         batch = next(batches)
       if step == 0:
-        _picture(where / PICTURE, procedure, batch, data, sharding.replicated(mesh))
+        seen = jax.jit(held.batch)(held.arrays, batch) if held else batch
+        _picture(where / PICTURE, procedure, seen, data, sharding.replicated(mesh))
       with watch.pausing() if step == start else contextlib.nullcontext():  # it is compiled first
         current, metrics = train_step(current, batch)  # donates `current`
       if flying is not None:

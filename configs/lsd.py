@@ -42,6 +42,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     report=("test",),
     workers=0,
     threads=2,
+    placement="auto",
     sampling="uniform",
     view=dict(noise="clean", masks="none"),
   )

@@ -131,6 +131,9 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     config=builder_config,
     workers=0,  # processes that read and decode; 0: threads of this one
     threads=2,
+    # stream: from disk. device: the training split in device memory. auto: that where it takes at
+    # most a quarter of what is free.
+    placement="auto",
     sampling="uniform",  # "class_balanced": expressions in equal shares
     # What labels are read through where they are learnt from and chosen by; scores of the latter
     # are given without it too. noise: clean, mild or wild annotators; masks: see affjax/data/views.

@@ -1,12 +1,13 @@
 """Kills a real training run at many moments and shows that nothing is lost.
 
-  python scripts/kill_test.py --kills=20 --workers=0,2
+  python scripts/kill_test.py --kills=20
 
 A run is trained undisturbed. Then the same run is started, killed with SIGKILL (at random moments,
 and inside a save: the moment Orbax's temporary folder is seen), started again, and so on until it
 ends. What it leaves must equal the undisturbed run bit for bit: parameters, optimiser state, moving
-average, logged numbers, and the rows of the data that each step saw. `--workers=0,2` changes the
-number of data workers from start to start. Prints a line a kill; exit code 1 if anything differs.
+average, logged numbers, and the rows of the data that each step saw. From start to start the number
+of data workers changes, or the images are in device memory (`--workers=0,2,device`). Prints a line
+for each kill; exit code 1 if anything differs.
 """
 
 import argparse
@@ -28,15 +29,17 @@ ROOT = Path(__file__).resolve().parent.parent
 TIMING = ("images_per_second", "waiting_for_data")
 
 
-def command(config: str, workdir: Path, data_dir: Path | None, workers: int) -> list[str]:
+def command(config: str, workdir: Path, data_dir: Path | None, workers: str) -> list[str]:
   """The main job as a user types it; evaluation and saving often, so that they are hit."""
+  placement = "device" if workers == "device" else "stream"
   return [
     sys.executable,
     str(Path(__file__)),
     "--inner",
     f"--config={config}",
     f"--workdir={workdir}",
-    f"--config.data.workers={workers}",
+    f"--config.data.placement={placement}",
+    f"--config.data.workers={workers.replace('device', '0')}",
     "--config.log_every=1",
     "--config.checkpoint.every=2",
     *([f"--data_dir={data_dir}"] if data_dir else []),
@@ -52,7 +55,8 @@ class Recorded:
   def __next__(self) -> Any:
     batch = next(self._batches)
     with self._path.open("a") as f:
-      f.write(json.dumps([self._step, batch["index"].tolist()]) + "\n")
+      rows = batch["index"] if isinstance(batch, dict) else batch  # of a split in device memory
+      f.write(json.dumps([self._step, rows.tolist()]) + "\n")
     self._step += 1
     return batch
 
@@ -167,14 +171,18 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--config", default="configs/vit_mtl.py:debug", help="what is trained")
   parser.add_argument("--kills", type=int, default=20, help="how many in all")
   parser.add_argument("--saves", type=int, default=8, help="how many of them inside a save")
-  parser.add_argument("--workers", default="0", help="data workers, one start after the other: 0,2")
+  parser.add_argument(
+    "--workers",
+    default="0,2,device",
+    help="data workers, one start after the other; device: the images are in device memory instead",
+  )
   parser.add_argument("--data_dir", type=Path, help="where prepared data lives")
   parser.add_argument("--seed", type=int, default=0, help="of the moments")
   parser.add_argument("--keep", type=Path, help="folder for the runs; default a temporary one")
   arguments = parser.parse_args(argv)
   folder = arguments.keep or Path(tempfile.mkdtemp(prefix="affjax_kill_"))
   folder.mkdir(parents=True, exist_ok=True)
-  workers = [int(w) for w in arguments.workers.split(",")]
+  workers = arguments.workers.split(",")
   calm = folder / "calm"
   begin = time.monotonic()
   log = folder / "calm.log"

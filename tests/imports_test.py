@@ -14,6 +14,7 @@ LEAVES = [
   f"affjax.{name}"
   for name in (
     "losses", "metrics", "labels", "augment", "sharding", "build", "optim", "postprocess", "cost",
+    "compiled",
   )
 ]  # fmt: skip
 MODES = [
@@ -57,10 +58,11 @@ RULES = [
     ["affjax.procedures", "affjax.procedures.*"],
     ["affjax.procedures.*", "affjax.losses", "affjax.augment", "affjax.state", "affjax.build"],
   ),
+  (["affjax.resident"], ["affjax.sharding", "affjax.data", "affjax.data.*"]),
   (["affjax.score"], ["affjax.labels", "affjax.annotations", "affjax.metrics"]),
   (["affjax.faces"], ["affjax.models", "affjax.models.*"]),
   ([*MODES, "affjax.report"], ["affjax.*", "tfds_builders.*"]),  # but main: see below
-  (["affjax.main"], [*MODES, "affjax.workdir"]),
+  (["affjax.main"], [*MODES, "affjax.workdir", "affjax.compiled"]),
   (["affjax"], ["affjax.predict"]),  # load()
 ]
 # Modules -> what of others they may not import, not even inside a function.

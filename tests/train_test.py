@@ -298,7 +298,7 @@ def test_ctrl_c_saves_and_leaves_and_the_same_command_ends_with_the_same_bits(
 @pytest.mark.slow
 def test_nothing_is_lost_when_the_run_is_killed(tiny_faces, tmp_path):
   result = subprocess.run(
-    [sys.executable, "scripts/kill_test.py", "--kills=4", "--saves=2", "--workers=0,2",
+    [sys.executable, "scripts/kill_test.py", "--kills=4", "--saves=2", "--workers=0,2,device",
      f"--data_dir={tiny_faces}", f"--keep={tmp_path}"],
     cwd=ROOT,
     env={**os.environ, "XLA_FLAGS": ""},
