@@ -4,10 +4,12 @@ import collections
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core
 
 COLLECTIVES = (
@@ -28,6 +30,71 @@ def flops(function: Callable[..., Any], *arguments: Any) -> float:
     *arguments: trees of arrays or of their shapes. They say nothing of devices: it is the sum.
   """
   return _flops(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+# What a device can do by its maker's data sheet: dense bfloat16 products, TFLOP/s. By a part of its
+# name, the more special first. TPU v2 and v3 are a core, half a chip.
+_SHEET = {
+  "B200": 2250.0,
+  "H200": 989.0,
+  "H100 PCIe": 756.0,
+  "H100": 989.0,
+  "A100": 312.0,
+  "L40S": 362.0,
+  "L4": 121.0,
+  "TPU v6": 918.0,
+  "TPU v5 lite": 197.0,
+  "TPU v5e": 197.0,
+  "TPU v5": 459.0,
+  "TPU v4": 275.0,
+  "TPU v3": 61.5,
+  "TPU v2": 22.5,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Peak:
+  """What devices could do at most.
+
+  Attributes:
+    teraflops: of all of them together.
+    source: where the number is from.
+  """
+
+  teraflops: float
+  source: str
+
+
+def peak(devices: Sequence[jax.Device], dtype: Any) -> Peak:
+  """The denominator of MFU: the data sheet's, or where that is not known what is measured.
+
+  Args:
+    devices: all of one kind.
+    dtype: of the products.
+  """
+  kind, number = devices[0].device_kind, len(devices)
+  sheet = next((value for name, value in _SHEET.items() if name in kind), None)
+  if sheet and jnp.dtype(dtype) == jnp.bfloat16:
+    return Peak(number * sheet, f"data sheet, {number} x {sheet:g} TFLOP/s")
+  if devices[0].platform == "cpu":
+    number = len({device.process_index for device in devices})  # fake ones are one machine
+  each = measured_peak(dtype)
+  return Peak(number * each, f"measured, {number} x {each:.3g} TFLOP/s")
+
+
+def measured_peak(dtype: Any, repeats: int = 5) -> float:
+  """TFLOP/s of the product of two large square matrices on one device, the best of `repeats`."""
+  device = jax.local_devices()[0]
+  size = 1024 if device.platform == "cpu" else 8192
+  x = jax.device_put(jnp.ones((size, size), dtype), device)
+  product = jax.jit(jnp.matmul)
+  product(x, x).block_until_ready()
+  best = math.inf
+  for _ in range(repeats):
+    start = time.perf_counter()
+    product(x, x).block_until_ready()
+    best = min(best, time.perf_counter() - start)
+  return 2 * size**3 / best / 1e12
 
 
 def _flops(jaxpr: core.Jaxpr) -> float:

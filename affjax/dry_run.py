@@ -64,7 +64,7 @@ def run(
   config = experiment.resolve_losses(config, data)
   procedure = procedures.from_config(config)
   abstract = experiment.abstract_state(procedure, mesh, rules)
-  batch = batch_shapes(config) if data is None else _open(config, data)
+  batch = experiment.batch_shapes(config) if data is None else _open(config, data)
   print(_settings(config), "", sep="\n")
   print(_elements(batch), "", sep="\n")
   print(_parameters(abstract), "", sep="\n")
@@ -120,19 +120,6 @@ def _open(config: Mapping[str, Any], data: experiment.Data) -> Any:
   first = data.records(data.train_split).batch(np.arange(1))
   size = config["batch_size"]
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), first)
-
-
-def batch_shapes(config: Mapping[str, Any]) -> Any:
-  """The shapes of a training batch, from the config alone: see `affjax.data.records`."""
-  pixels, rows = config["data"]["image_size"], config["batch_size"]
-  sizes = {task: len(names) for task, names in config["labels"].items()}
-  number = lambda *shape: jax.ShapeDtypeStruct((rows, *shape), np.float32)
-  return {
-    "image": jax.ShapeDtypeStruct((rows, pixels, pixels, 3), np.uint8),
-    "labels": {task: number(size) for task, size in sizes.items()},
-    "mask": {t: number() if t == "expression" else number(size) for t, size in sizes.items()},
-    "index": jax.ShapeDtypeStruct((rows,), np.int32),
-  }
 
 
 def _settings(config: Mapping[str, Any]) -> str:

@@ -251,6 +251,33 @@ def train_step(
   return lambda state, rows: step(state, rows, held.arrays)
 
 
+def batch_shapes(config: Mapping[str, Any]) -> Any:
+  """The shapes of a training batch, from the config alone: see `affjax.data.records`."""
+  pixels, rows = config["data"]["image_size"], config["batch_size"]
+  sizes = {task: len(names) for task, names in config["labels"].items()}
+  number = lambda *shape: jax.ShapeDtypeStruct((rows, *shape), np.float32)
+  return {
+    "image": jax.ShapeDtypeStruct((rows, pixels, pixels, 3), np.uint8),
+    "labels": {task: number(size) for task, size in sizes.items()},
+    "mask": {t: number() if t == "expression" else number(size) for t, size in sizes.items()},
+    "index": jax.ShapeDtypeStruct((rows,), np.int32),
+  }
+
+
+def step_flops(config: Mapping[str, Any]) -> float:
+  """Floating-point operations of a training step, for MFU: what is computed twice counts once.
+
+  That is what rematerialisation and accumulation do again; SAM's second gradient is no repetition.
+  """
+  config = resolve_losses(config, None)
+  model = dict(config["model"])
+  if "remat" in model.get("encoder", {}):
+    model["encoder"] = {**model["encoder"], "remat": False}
+  procedure = procedures.from_config({**config, "model": model, "accumulate": 1})
+  state = jax.eval_shape(procedure.init)
+  return cost.flops(procedure.train_step, state, batch_shapes(config))
+
+
 def describe(config: Mapping[str, Any], data: Data | None, procedure: Any, mesh: Mesh) -> str:
   """What the run is: devices, data (where there are), parameters, work per image."""
   abstract = jax.eval_shape(procedure.init)

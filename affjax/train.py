@@ -15,10 +15,12 @@ from jax.sharding import Mesh
 
 from affjax import (
   checkpoints,
+  cost,
   evaluate,
   experiment,
   initialise,
   monitor,
+  procedures,
   report,
   resident,
   sharding,
@@ -28,6 +30,8 @@ from affjax.data import pipeline
 
 PICTURE = "first_batch.png"
 WEIGHTS = "weights.png"
+PROFILE = "profile"
+WARM = 10  # steps before the first that is traced
 
 
 class Stop:
@@ -54,6 +58,42 @@ class Stop:
     if jax.process_count() > 1:
       return multihost_utils.reached_preemption_sync_point(step)
     return self.signal is not None
+
+
+class Profile:
+  """A trace of some steps, for TensorBoard's profiler (XProf); a context manager.
+
+  Args:
+    folder: where it goes.
+    first: the first step that is traced: later than those that compile.
+    count: how many; 0: none.
+  """
+
+  def __init__(self, folder: Path, first: int, count: int) -> None:
+    self._folder, self._first, self._last = folder, first, first + count
+    self._on = False
+
+  def __enter__(self) -> "Profile":
+    return self
+
+  def __exit__(self, *unused: object) -> None:
+    self._stop()
+
+  def before(self, step: int, flying: Any) -> None:
+    """Starts or stops where it is time; `flying` is awaited, so that whole steps are traced."""
+    if self._first < self._last and step in (self._first, self._last):
+      jax.block_until_ready(flying)
+      if step == self._first:
+        jax.profiler.start_trace(str(self._folder))
+        self._on = True
+      else:
+        self._stop()
+
+  def _stop(self) -> None:
+    if self._on:
+      self._on = False
+      jax.profiler.stop_trace()
+      print(f"       profile in {self._folder}: tensorboard --logdir={self._folder}", flush=True)
 
 
 def training_batches(
@@ -168,6 +208,10 @@ def _loop(
   batches = training_batches(config, data, mesh, start, held)
   ceilings = evaluate.ceilings(data, data.select, choose.scoring)
   step, pending, flying = start, None, None
+  peak = None
+  if primary:
+    peak = cost.peak(list(mesh.devices.flat), procedures.activation_dtype(config["dtype"]))
+    print(f"       MFU is of {peak.teraflops:.3g} TFLOP/s ({peak.source})", flush=True)
   watch = monitor.Monitor(
     where,
     tasks=config["labels"],
@@ -175,8 +219,11 @@ def _loop(
     start=start,
     batch_size=config["batch_size"],
     primary=primary,
+    flops=experiment.step_flops(config) if primary else 0.0,
+    peak=peak,
   )
-  with contextlib.closing(saved), contextlib.closing(batches), watch:
+  traced = Profile(where / PROFILE, start + WARM, config.get("profile", 0))
+  with contextlib.closing(saved), contextlib.closing(batches), watch, traced:
     while True:
       # Invariant: `current` has seen `step` updates and `batches` has given `step` batches.
       last = step == config["steps"]
@@ -186,24 +233,27 @@ def _loop(
         if pending is not None:
           watch.train(*pending)  # before the save: the log must hold what the checkpoint has seen
           pending = None
-        with watch.pausing():
-          value = None
-          if evaluates:
+        value = None
+        if evaluates:
+          with watch.spending("evaluation"):
             scores, floors = choose(current.averaged, current.model_state, progress=primary)
             watch.write(step, choose.name, scores)
             columns = {"score": scores, "floor": floors, "ceiling": ceilings}
             watch.say(evaluate.table(columns, f"step {step}, {choose.name}"))
             value = scores[settings["metric"]]
-          if step > start:
+        if step > start:
+          with watch.spending("checkpoints"):
             saved.save(step, current, position | {"step": step}, value)
       if last or leaving:
         break
-      with watch.waiting():
+      traced.before(step, flying)
+      with watch.spending("data"):
         batch = next(batches)
       if step == 0:
         seen = jax.jit(held.batch)(held.arrays, batch) if held else batch
         _picture(where / PICTURE, procedure, seen, data, sharding.replicated(mesh))
-      with watch.pausing() if step == start else contextlib.nullcontext():  # it is compiled first
+      # The first time it is traced and compiled.
+      with watch.spending("compile") if step == start else contextlib.nullcontext():
         current, metrics = train_step(current, batch)  # donates `current`
       if flying is not None:
         # One step in flight: the device never waits, and waiting for data is measured honestly.
@@ -214,6 +264,7 @@ def _loop(
       step += 1
       watch.advance()
       pending = (step, metrics) if step % config["log_every"] == 0 else None
+    watch.summary()
   return last
 
 

@@ -54,6 +54,7 @@ def training(config: ml_collections.ConfigDict) -> None:
   config.accumulate = 1  # micro-batches that a batch is cut into where memory is short
   config.dtype = "auto"  # of activations: float32 on CPU, bfloat16 on accelerators
   config.log_every = 10  # steps
+  config.profile = 0  # steps that are traced, once they are warm: DIR/profile, for TensorBoard
   config.mesh = dict(
     data=-1,  # -1: every device that is left
     model=1,

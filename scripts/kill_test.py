@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-TIMING = ("images_per_second", "waiting_for_data")
 
 
 def command(config: str, workdir: Path, data_dir: Path | None, workers: str) -> list[str]:
@@ -139,14 +138,17 @@ def arrays(workdir: Path) -> dict:
 
 def differences(a: Path, b: Path) -> list[str]:
   """Says where two finished runs differ; nothing if they do not, to the bit."""
+  from affjax import monitor
+
   found = []
   left, right = arrays(a), arrays(b)
   if set(left) != set(right):
     found.append(f"arrays: {set(left) ^ set(right)}")
   found += [k for k in left if k in right and left[k].tobytes() != right[k].tobytes()]
   log = lambda where: [
-    {k: v for k, v in json.loads(line).items() if k not in TIMING}
-    for line in (where / "metrics.jsonl").read_text().splitlines()
+    {k: v for k, v in entry.items() if k not in monitor.SPEED}
+    for entry in map(json.loads, (where / monitor.LOG).read_text().splitlines())
+    if entry["kind"] != "time"
   ]
   if log(a) != log(b):
     found.append("the logged numbers")

@@ -72,9 +72,9 @@ def test_a_check_without_compiling_and_without_data_needs_neither(capsys, tmp_pa
 def test_the_shapes_of_a_config_are_those_of_its_data(tiny_faces):
   config = debug_config()
   opened = dry_run._open(config, experiment.Data(config, tiny_faces))
-  assert jax.tree.map(lambda x: (x.shape, x.dtype), dry_run.batch_shapes(config)) == jax.tree.map(
-    lambda x: (x.shape, x.dtype), opened
-  )
+  assert jax.tree.map(
+    lambda x: (x.shape, x.dtype), experiment.batch_shapes(config)
+  ) == jax.tree.map(lambda x: (x.shape, x.dtype), opened)
 
 
 @pytest.mark.parametrize(

@@ -147,9 +147,9 @@ def test_speed_leaves_pauses_out_and_says_how_long_the_run_waited_for_data(tmp_p
   monkeypatch.setattr(monitor, "time", clock)
   with watch(tmp_path) as run:
     clock.now += 3
-    with run.waiting():
+    with run.spending("data"):
       clock.now += 1
-    with run.pausing():
+    with run.spending("evaluation"):
       clock.now += 6
     run.train(10, VALUES)
     clock.now += 2

@@ -8,7 +8,7 @@ import pytest
 from conftest import debug_config
 from flax import nnx
 
-from affjax import cost, dry_run, optim, paths, procedures
+from affjax import cost, experiment, optim, paths, procedures
 from affjax.procedures import supervised
 from configs import vit_mtl
 
@@ -496,7 +496,7 @@ def test_no_gradient_is_made_of_what_is_frozen(accumulate):
   def flops(config, function="train_step"):
     procedure = procedures.from_config(config)
     state = jax.eval_shape(procedure.init)
-    batch = dry_run.batch_shapes(config)
+    batch = experiment.batch_shapes(config)
     if function == "predict":
       return cost.flops(procedure.predict, state.params, state.model_state, batch["image"])
     return cost.flops(procedure.train_step, state, batch)

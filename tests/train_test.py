@@ -16,11 +16,10 @@ import pytest
 from conftest import debug_config
 
 import affjax
-from affjax import checkpoints, evaluate, experiment, procedures, sharding, train
+from affjax import checkpoints, evaluate, experiment, monitor, procedures, sharding, train
 from affjax.data import records
 
 ROOT = Path(__file__).parent.parent
-TIMING = ("images_per_second", "waiting_for_data")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +48,9 @@ def launch(where, data_dir, *arguments, devices=1):
 
 def log(where, kind="train"):
   lines = [json.loads(line) for line in (where / "metrics.jsonl").read_text().splitlines()]
-  return [{k: v for k, v in e.items() if k not in TIMING} for e in lines if e["kind"] == kind]
+  return [
+    {k: v for k, v in e.items() if k not in monitor.SPEED} for e in lines if e["kind"] == kind
+  ]
 
 
 def last_state(where):
