@@ -225,12 +225,17 @@ class Evaluator:
   ) -> tuple[Scores, Scores]:
     """Returns the scores and their floors."""
     merged: dict[str, Any] | None = None
-    bar = tqdm(
-      self._batches, self.name, self._count, leave=False, disable=None if progress else True
-    )
+    placed = self._batches.map(lambda batch: sharding.global_batch(batch, self._mesh))
+    ahead = grain.experimental.ThreadPrefetchIterDataset(placed, prefetch_buffer_size=2)
+    bar = tqdm(ahead, self.name, self._count, leave=False, disable=None if progress else True)
+    flying = None
     for batch in bar:
-      states = self._step(params, model_state, sharding.global_batch(batch, self._mesh))
-      merged = merge(sharding.local_rows(states), merged)
+      # The host adds up the numbers of one batch while the devices work on the next.
+      states = self._step(params, model_state, batch)
+      if flying is not None:
+        merged = merge(sharding.local_rows(flying), merged)
+      flying = states
+    merged = merge(sharding.local_rows(flying), merged)
     merged = merge(sharding.all_rows(merged))
     return self.scoring.scores(merged), self.scoring.scores(merged, floor=True)
 
