@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from affjax import cost, optim, paths, procedures, resident, sharding, state
 from affjax.build import bind
-from affjax.data import prepare, records, views
+from affjax.data import packed, prepare, records, views
 
 SAMPLING = ("uniform", "class_balanced")
 # After the name of a split: its labels as they are, where the config has it read through a view.
@@ -42,10 +42,11 @@ class Data:
     self.build = records.builder(data["name"], data["config"], data_dir)
     self.summary = prepare.prepare(self.build)
     self.image_size = data["image_size"]
+    self._records = data.get("records", "auto")  # likewise
     self.select, self.report = data["select"], tuple(data["report"])
     self.train_split = data["train"]
     for split in (self.train_split, self.select, *self.report):
-      records.shards(self.build, split)
+      packed.shards(self.build, split, self._records, self.image_size)
 
   def view(self, split: str) -> views.View:
     """What a split is read through."""
@@ -70,9 +71,9 @@ class Data:
 
   def records(self, split: str, image_size: int | None = None) -> records.Records:
     """Opens a split in terms of the model's labels; images are of the config's size by default."""
-    seen = self.seen(split) if self.view(split) else None
-    name = split.removesuffix(NO_VIEW)
-    return records.records(self.build, name, self.labels, image_size or self.image_size, seen)
+    name, size = split.removesuffix(NO_VIEW), image_size or self.image_size
+    found = packed.shards(self.build, name, self._records, size)
+    return records.records(self.build, name, self.labels, size, self.seen(split), found)
 
   def labelled(self, split: str, task: str) -> int:
     """How many images of a split have labels of a task."""

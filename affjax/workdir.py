@@ -16,7 +16,8 @@ CHECKPOINTS = "checkpoints"
 
 # Fields that may change between starts of one run: they do not change a single bit of it.
 FREE = re.compile(
-  r"log_every|profile|evaluate\.(every|probe)|checkpoint\.every|data\.(workers|threads|placement)|mesh\.\w+"
+  r"log_every|profile|evaluate\.(every|probe)|checkpoint\.every"
+  r"|data\.(workers|threads|placement|records)|mesh\.\w+"
 )
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "affjax")
 

@@ -43,6 +43,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     workers=0,
     threads=2,
     placement="auto",
+    records="auto",
     sampling="uniform",
     view=dict(noise="clean", masks="none"),
   )

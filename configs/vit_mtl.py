@@ -134,6 +134,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     # stream: from disk. device: the training split in device memory. auto: that where it takes at
     # most a quarter of what is free.
     placement="auto",
+    records="auto",  # which of those that there are: see affjax/data/packed.py
     sampling="uniform",  # "class_balanced": expressions in equal shares
     # What labels are read through where they are learnt from and chosen by; scores of the latter
     # are given without it too. noise: clean, mild or wild annotators; masks: see affjax/data/views.

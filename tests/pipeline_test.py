@@ -197,7 +197,10 @@ def test_the_number_of_workers_does_not_change_the_batches(opened, parsed_flags,
 class Environment:
   """Stands in for `Records`: says what a worker sees. Sent to the worker by its name."""
 
-  def batch(self, rows):
+  def labelled(self, batch):
+    return batch
+
+  def images(self, rows):
     platforms = {os.environ.get("JAX_PLATFORMS")}
     if "jax" in sys.modules:
       platforms.add(sys.modules["jax"].config.jax_platforms)

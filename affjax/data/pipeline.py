@@ -108,7 +108,7 @@ def batches(
   Returns:
     Batches as host arrays (see `Records.batch`), `processes`-th parts of the global ones.
   """
-  local = rows.map(Share(process, processes)).map(records.batch)
+  local = rows.map(Share(process, processes)).map(records.images)
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
   dataset = local.to_iter_dataset(options)
   if workers:
@@ -118,4 +118,4 @@ def batches(
       grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
       worker_init_fn=_keep_off_accelerators,
     )
-  return dataset
+  return dataset.map(records.labelled)

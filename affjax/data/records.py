@@ -113,6 +113,11 @@ class Shards:
     # The source refuses an empty list, which is what a share of padding alone asks for.
     return self.__dict__["source"].__getitems__([int(r) for r in rows]) if len(rows) else []
 
+  def decode(self, record: bytes, out: np.ndarray) -> bool:
+    """Decodes a record's image into [height, width, 3]; whether it could."""
+    feature = tf_example_pb2.Example.FromString(record).features.feature
+    return decode_into(feature["image"].bytes_list.value[0], out)
+
   def where(self, row: int) -> str:
     """Names the shard and the record of a row, for messages."""
     shard = int(np.searchsorted(np.cumsum(self.lengths), row, side="right"))
@@ -146,105 +151,115 @@ def metadata(build: Any) -> dict[str, Any]:
   return json.loads((Path(build.data_dir) / "metadata.json").read_text())
 
 
+@dataclasses.dataclass(frozen=True)
+class Images:
+  """The images of a split, read as batches: all that a worker is sent.
+
+  Attributes:
+    shards: the split's files.
+    size: (height, width) in pixels; images of another size are resized with OpenCV.
+  """
+
+  shards: Shards
+  size: tuple[int, int]
+
+  def __call__(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Reads and decodes one batch into a fresh buffer.
+
+    Args:
+      rows: [batch] rows of the split; -1 is padding.
+
+    Returns:
+      `image` [batch, height, width, 3] uint8 RGB (grey images have three equal channels), `index`
+      [batch] int32.
+    """
+    rows = np.asarray(rows)
+    images = np.zeros((len(rows), *self.size, 3), np.uint8)
+    real = np.flatnonzero(rows >= 0)
+    for i, record in zip(real, self.shards.read(rows[real]), strict=True):
+      if not self.shards.decode(record, images[i]):
+        raise ValueError(f"{self.shards.where(int(rows[i]))}: the image cannot be decoded")
+    return {"image": images, "index": rows.astype(np.int32)}
+
+
 class Records:
   """One split, read in terms of a model's labels.
 
   Args:
-    shards: the split's files.
-    has: task -> names of the labels that the records hold.
-    wants: task -> names of the labels that batches hold. Names that the records lack come with
-      mask 0.
-    masks: further masks to take along: `expression_strict` and the like.
-    image_size: (height, width) in pixels; records of another size are resized with OpenCV.
-    seen: labels and masks of every row, from `labels`, that stand in for those of the records.
+    images: of the split.
+    wants: task -> names of the labels that batches hold.
+    masks: further masks that they hold: `expression_strict` and the like.
+    seen: labels and masks of every row, from `labels`. What it lacks comes with mask 0.
   """
 
   def __init__(
-    self,
-    shards: Shards,
-    has: Mapping[str, Sequence[str]],
-    wants: Mapping[str, Sequence[str]],
-    masks: Sequence[str],
-    image_size: tuple[int, int],
-    seen: Labels | None = None,
+    self, images: Images, wants: Mapping[str, Sequence[str]], masks: Sequence[str], seen: Labels
   ) -> None:
-    self.shards = shards
-    self.image_size = tuple(image_size)
-    self._seen = seen
-    self._sizes = {task: len(labels) for task, labels in wants.items()}
+    self.images = images
+    self._sizes = {task: len(names) for task, names in wants.items()}
     self._masks = tuple(masks)
-    self._remap = {task: remap(has[task], wants[task]) for task in wants if task in has}
+    self._seen = seen
 
   def __len__(self) -> int:
-    return len(self.shards)
+    return len(self.images.shards)
 
   def batch(self, rows: np.ndarray) -> dict[str, Any]:
-    """Reads, parses and decodes one batch into fresh buffers.
+    """Reads one batch.
 
     Args:
       rows: [batch] rows of the split; -1 is padding and comes with mask 0.
 
     Returns:
-      `image` [batch, height, width, 3] uint8 RGB (grey images have three equal channels), `labels`
-      and `mask` (task -> float32; expression has one mask an image, va and au one a label), `index`
-      [batch] int32.
+      What `Images` gives, and `labels` and `mask` (task -> float32; expression has one mask an
+      image, va and au one a label).
     """
-    rows = np.asarray(rows)
-    size = len(rows)
-    out = {
-      "image": np.zeros((size, *self.image_size, 3), np.uint8),
-      "labels": {t: np.zeros((size, n), np.float32) for t, n in self._sizes.items()},
-      "mask": {
-        t: np.zeros((size,) if t == "expression" else (size, n), np.float32)
-        for t, n in self._sizes.items()
-      },
-      "index": rows.astype(np.int32),
+    return self.labelled(self.images(rows))
+
+  def labelled(self, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Adds labels and masks to a batch of images."""
+    rows = batch["index"]
+    of = lambda kind, name, *shape: self._rows(self._seen[kind].get(name), rows, shape)
+    one = lambda task, size: () if task == "expression" else (size,)
+    mask = {task: of(1, task, *one(task, size)) for task, size in self._sizes.items()}
+    return {
+      "image": batch["image"],
+      "labels": {task: of(0, task, size) for task, size in self._sizes.items()},
+      "mask": mask | {name: of(1, name) for name in self._masks},
+      "index": rows,
     }
-    out["mask"].update({name: np.zeros((size,), np.float32) for name in self._masks})
-    real = np.flatnonzero(rows >= 0)
-    for i, record in zip(real, self.shards.read(rows[real]), strict=True):
-      feature = tf_example_pb2.Example.FromString(record).features.feature
-      self._decode(feature["image"].bytes_list.value[0], out["image"][i], int(rows[i]))
-      if self._seen is None:
-        self._label(feature, out, i)
-    if self._seen is not None:
-      for kind, columns in zip(("labels", "mask"), self._seen, strict=True):
-        for name, values in columns.items():
-          out[kind][name][real] = values[rows[real]]
-    return out
 
-  def _label(self, feature: Any, out: dict[str, Any], i: int) -> None:
-    """Writes a record's labels and masks to row i of the batch."""
-    known = 1.0  # whether the model has the class that won: without it there is no hard label
-    for task, matrix in self._remap.items():
-      label = np.array(feature[f"labels/{task}"].float_list.value, np.float32)
-      mask = np.array(feature[f"mask/{task}"].float_list.value, np.float32)
-      if task == "expression":
-        known = matrix[label.argmax()].sum()
-        label = label @ matrix
-        mass = label.sum()
-        out["labels"][task][i] = label / mass if mass > 0 else 0
-        out["mask"][task][i] = mask[0] * (mass > 0)
-      else:
-        out["labels"][task][i] = label @ matrix
-        out["mask"][task][i] = mask @ matrix
-    for name in self._masks:
-      out["mask"][name][i] = feature[f"mask/{name}"].float_list.value[0] * known
-
-  def _decode(self, encoded: bytes, out: np.ndarray, row: int) -> None:
-    image = decode(encoded)
-    if image is None:
-      raise ValueError(f"{self.shards.where(row)}: the image cannot be decoded")
-    out[:] = fit(image, self.image_size)
+  def _rows(
+    self, values: np.ndarray | None, rows: np.ndarray, shape: tuple[int, ...]
+  ) -> np.ndarray:
+    """Rows of a column, zeros for padding and for a column that is not there."""
+    if values is None:
+      return np.zeros((len(rows), *shape), np.float32)
+    found = values[np.maximum(rows, 0)].astype(np.float32)
+    found[rows < 0] = 0
+    return found
 
 
-def decode(encoded: bytes) -> np.ndarray | None:
-  """Encoded bytes -> [height, width, 3] uint8 RGB, grey with three equal channels; None: broken."""
+def decode_into(encoded: bytes, out: np.ndarray) -> bool:
+  """Encoded bytes -> [height, width, 3] uint8 RGB, resized where need be; whether it could be."""
+  image = decode(encoded, out)
+  if image is None:
+    return False
+  if image.shape != out.shape or not np.shares_memory(image, out):
+    out[:] = fit(image, out.shape[:2])
+  return True
+
+
+def decode(encoded: bytes, out: np.ndarray | None = None) -> np.ndarray | None:
+  """Encoded bytes -> [height, width, 3] uint8 RGB, grey with three equal channels; None: broken.
+
+  What comes may lie in the memory of `out`, if that is contiguous and large enough.
+  """
   if encoded[:2] == b"\xff\xd8":
-    try:
-      return simplejpeg.decode_jpeg(encoded, colorspace="RGB")
-    except ValueError:
-      pass  # simplejpeg is strict; OpenCV forgives what browsers do
+    for buffer in (out, None) if out is not None else (None,):
+      try:
+        return simplejpeg.decode_jpeg(encoded, colorspace="RGB", buffer=buffer)
+      except ValueError:
+        pass  # the buffer is too small, or: simplejpeg is strict, OpenCV forgives what browsers do
   # Of no bytes at all OpenCV raises an error of its own, which does not name the file.
   image = cv2.imdecode(np.frombuffer(encoded or b"-", np.uint8), cv2.IMREAD_COLOR)
   return None if image is None else image[..., ::-1]
@@ -290,6 +305,7 @@ def records(
   wants: Mapping[str, Sequence[str]],
   image_size: int,
   seen: Labels | None = None,
+  found: Shards | None = None,
 ) -> Records:
   """Opens a split of a prepared data set.
 
@@ -299,11 +315,12 @@ def records(
     wants: task -> names of the labels that the model has.
     image_size: height and width of the batches' images, pixels.
     seen: from `labels` with the same `wants`, where the split is read through a view; None: the
-      labels are those of the records.
+      labels as they are.
+    found: shards to read it from; None: those that TFDS wrote.
   """
-  found, described = shards(build, split), metadata(build)
-  size = (image_size, image_size)
-  return Records(found, described["labels"], wants, _hard_masks(described), size, seen)
+  images = Images(found or shards(build, split), (image_size, image_size))
+  seen = labels(build, split, wants) if seen is None else seen
+  return Records(images, wants, _hard_masks(metadata(build)), seen)
 
 
 def _hard_masks(described: Mapping[str, Any]) -> list[str]:

@@ -1,0 +1,302 @@
+"""A training step against the same ViT in PyTorch: interleaved pairs, ratios with intervals.
+
+  pip install -e ".[parity]"
+  python -m scripts.benchmark_train                                   # S/16, 112 px, 16 images
+  python -m scripts.benchmark_train --variant=mu/16 --batch_size=32 --pairs=10
+  python -m scripts.benchmark_train --variant=B/16 --batch_size=512 --dtype=bfloat16   # on a GPU
+
+Every peer is a process of its own that holds one batch of uint8 images in memory and makes steps
+when it is told to, while the others sleep. A pair is a few steps of ours and as many of the peer's,
+in turns that change who is first; the ratio's interval is Student's 95 % over the logarithms of the
+pairs' ratios. Images are scaled, the ViT (of transformers, attention by SDPA, the same tanh GELU)
+goes forward and back, the mean of the patches feeds three linear heads (2 + 8 + 12 numbers), the
+losses are CCC, cross-entropy and binary cross-entropy over masked labels, gradients are clipped,
+AdamW moves all parameters. PyTorch runs eagerly and compiled, on a CPU with the number of threads
+that it is fastest with. `affjax augmented` is ours with the flagship's augmentation.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from scripts import sweep
+
+PEERS = ("torch eager", "torch compile")
+OURS = ("affjax", "affjax augmented")
+QUIET = dict(
+  flip_rate=0.0, scale=0.0, shift=0.0, brightness=0.0, contrast=0.0, cast=0.0, grey_rate=0.0,
+  erase_rate=0.0, erase_area=0.15,
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """What every peer trains."""
+
+  variant: str
+  image_size: int
+  batch_size: int
+  dtype: str
+
+
+def batch_of(setting: Setting) -> dict[str, Any]:
+  """A batch of noise, all of it labelled."""
+  rng, size = np.random.default_rng(0), setting.batch_size
+  labels = {
+    "va": rng.uniform(-1, 1, (size, 2)),
+    "expression": np.eye(8)[rng.integers(0, 8, size)],
+    "au": rng.integers(0, 2, (size, 12)),
+  }
+  shape = (size, setting.image_size, setting.image_size, 3)
+  return {
+    "image": rng.integers(0, 256, shape, np.uint8),
+    "labels": {task: x.astype(np.float32) for task, x in labels.items()},
+    "mask": {
+      "va": np.ones((size, 2), np.float32),
+      "expression": np.ones(size, np.float32),
+      "au": np.ones((size, 12), np.float32),
+    },
+    "index": np.arange(size, dtype=np.int32),
+  }
+
+
+def ours(setting: Setting, augmented: bool) -> Callable[[int], float]:
+  """Our step, as `affjax.train` calls it."""
+  import jax
+
+  from affjax import experiment, procedures, sharding
+  from configs import vit_mtl
+
+  config = vit_mtl.get_config("plain=true")
+  config.image_size = config.data.image_size = setting.image_size
+  config.batch_size, config.dtype = setting.batch_size, setting.dtype
+  encoder = dict(variant=setting.variant, stem="patch", layer_scale=0.0, drop_path_rate=0.0)
+  config.model.encoder.update(encoder)
+  config.procedure.update(weighting="equal", ema_decay=0.0)
+  config.losses.expression.logit_adjustment = config.losses.au.positive_weight = None
+  if not augmented:
+    config.augment.update(QUIET)
+  plain = json.loads(config.to_json_best_effort())
+  mesh, rules = experiment.open_mesh(plain)
+  procedure = procedures.from_config(plain)
+  abstract = experiment.abstract_state(procedure, mesh, rules)
+  step = experiment.train_step(procedure, abstract, mesh)
+  placed = jax.tree.map(lambda x: x.sharding, abstract)
+  state = jax.jit(procedure.init, out_shardings=placed)()
+  batch = sharding.global_batch(batch_of(setting), mesh)
+
+  def run(steps: int) -> float:
+    nonlocal state
+    start = time.perf_counter()
+    for _ in range(steps):
+      state, metrics = step(state, batch)
+    jax.block_until_ready((state, metrics))
+    return (time.perf_counter() - start) / steps
+
+  return run
+
+
+def torch_step(setting: Setting, compiled: bool) -> Callable[[int], float]:
+  """The same in PyTorch, with the number of threads that is fastest on a CPU."""
+  import torch
+  import transformers
+
+  from affjax.models import vit
+
+  device = "cuda" if torch.cuda.is_available() else "cpu"
+  size, _, patch = setting.variant.partition("/")
+  width, depth, heads = vit._SIZES[size]
+  model = transformers.ViTModel(
+    transformers.ViTConfig(
+      hidden_size=width,
+      num_hidden_layers=depth,
+      num_attention_heads=heads,
+      intermediate_size=4 * width,
+      image_size=setting.image_size,
+      patch_size=int(patch),
+      hidden_act="gelu_pytorch_tanh",
+      hidden_dropout_prob=0.0,
+      attention_probs_dropout_prob=0.0,
+      attn_implementation="sdpa",
+    ),
+    add_pooling_layer=False,
+  )
+  net = torch.nn.ModuleDict({"vit": model, "heads": torch.nn.Linear(width, 22)}).to(device).train()
+  optimizer = torch.optim.AdamW(net.parameters(), 1e-3, weight_decay=0.05, fused=True)
+  batch = batch_of(setting)
+  images = torch.from_numpy(batch["image"]).to(device)
+  labels = {task: torch.from_numpy(x).to(device) for task, x in batch["labels"].items()}
+  mask = {task: torch.from_numpy(x).to(device) for task, x in batch["mask"].items()}
+  half = setting.dtype == "bfloat16"
+
+  def loss_of(images: torch.Tensor) -> torch.Tensor:
+    with torch.autocast(device, torch.bfloat16, enabled=half):
+      x = images.permute(0, 3, 1, 2).float() / 127.5 - 1
+      hidden = net["vit"](pixel_values=x).last_hidden_state[:, 1:]
+    va, expression, au = net["heads"](hidden.float().mean(1)).split([2, 8, 12], 1)
+    weight = mask["va"] / mask["va"].sum(0)
+    va = va.tanh()
+    mean = lambda x: (weight * x).sum(0)
+    dx, dy = va - mean(va), labels["va"] - mean(labels["va"])
+    gap = mean(va) - mean(labels["va"])
+    ccc = 2 * mean(dx * dy) / (mean(dx * dx) + mean(dy * dy) + gap**2)
+    votes = -(labels["expression"] * expression.log_softmax(1)).sum(1)
+    units = torch.nn.functional.binary_cross_entropy_with_logits(au, labels["au"], reduction="none")
+    of = lambda x, m: (x * m).sum() / m.sum()
+    return (1 - ccc).mean() + of(votes, mask["expression"]) + of(units, mask["au"])
+
+  loss = torch.compile(loss_of) if compiled else loss_of
+
+  def run(steps: int) -> float:
+    start = time.perf_counter()
+    for _ in range(steps):
+      optimizer.zero_grad(set_to_none=True)
+      loss(images).backward()
+      torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+      optimizer.step()
+    if device == "cuda":
+      torch.cuda.synchronize()
+    return (time.perf_counter() - start) / steps
+
+  if device == "cpu":
+    best = {}
+    for threads in range(1, (os.cpu_count() or 1) + 1):
+      torch.set_num_threads(threads)
+      run(1)
+      best[threads] = min(run(1) for _ in range(3))
+    torch.set_num_threads(min(best, key=best.get))
+  return run
+
+
+def serve(peer: str, setting: Setting) -> None:
+  """Makes steps: a number of them on each line of standard input, seconds a step on each out."""
+  make = {
+    "affjax": lambda: ours(setting, augmented=False),
+    "affjax augmented": lambda: ours(setting, augmented=True),
+    "torch eager": lambda: torch_step(setting, compiled=False),
+    "torch compile": lambda: torch_step(setting, compiled=True),
+  }
+  run = make[peer]()
+  run(2)
+  print("ready", flush=True)
+  for line in sys.stdin:
+    print(run(int(line)), flush=True)
+
+
+class Peer:
+  """A process that serves."""
+
+  def __init__(self, name: str, arguments: Sequence[str]) -> None:
+    command = [sys.executable, "-m", "scripts.benchmark_train", f"--serve={name}", *arguments]
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    self._process = subprocess.Popen(command, **pipes)
+    if self._said() != "ready":
+      raise RuntimeError(f"{name} did not start: see above")
+
+  def _said(self) -> str:
+    return self._process.stdout.readline().strip()
+
+  def __call__(self, steps: int) -> float:
+    """Seconds a step."""
+    self._process.stdin.write(f"{steps}\n")
+    self._process.stdin.flush()
+    return float(self._said())
+
+  def close(self) -> None:
+    """Ends the process."""
+    self._process.stdin.close()
+    self._process.wait()
+
+
+def main() -> None:
+  """Runs the pairs and prints the table."""
+  arguments = sys.argv[1:]
+  options = parse(arguments)
+  setting = Setting(options.variant, options.image_size, options.batch_size, options.dtype)
+  if options.serve:
+    serve(options.serve, setting)
+    return
+  others = [name for name in (*OURS[1:], *PEERS) if name not in options.without]
+  peers = {name: Peer(name, arguments) for name in (OURS[0], *others)}
+  steps = max(1, math.ceil(options.seconds / peers[OURS[0]](1)))
+  times: dict[str, list[tuple[float, float]]] = {name: [] for name in others}
+  for number in range(options.pairs):
+    for name in others:
+      order = (OURS[0], name) if number % 2 else (name, OURS[0])
+      seen = {who: peers[who](steps) for who in order}
+      times[name].append((seen[OURS[0]], seen[name]))
+    print(f"pair {number + 1}/{options.pairs}", file=sys.stderr, flush=True)
+  for peer in peers.values():
+    peer.close()
+  print(table(setting, times, steps))
+
+
+def table(setting: Setting, times: dict[str, list[tuple[float, float]]], steps: int) -> str:
+  """Medians, ratios and how near the device's products are."""
+  work, peak = floor(setting)
+  pairs = len(next(iter(times.values())))
+  every = [mine for seen in times.values() for mine, _ in seen]
+  rows = {OURS[0]: float(np.median(every))}
+  rows |= {name: float(np.median([other for _, other in seen])) for name, seen in times.items()}
+  lines = [
+    f"ViT-{setting.variant}, {setting.image_size} px, {setting.batch_size} images,"
+    f" {setting.dtype}; {pairs} pairs of {steps} steps",
+    f"a step is {work / 1e9:.1f} GFLOP; products alone at {peak.teraflops:.3g} TFLOP/s"
+    f" ({peak.source}): {work / peak.teraflops / 1e9:.1f} ms",
+    f"{'':18}{'ms a step':>10}{'images/s':>10}{'of peak':>9}   speed of affjax over it",
+  ]
+  for name, seconds in rows.items():
+    line = f"{name:18}{1e3 * seconds:10.1f}{setting.batch_size / seconds:10.1f}"
+    line += f"{work / seconds / peak.teraflops / 1e12:9.0%}"
+    if name in times:
+      mean, half = sweep.interval([math.log(other / mine) for mine, other in times[name]])
+      low, high = math.exp(mean - half), math.exp(mean + half)
+      line += f"   {math.exp(mean):.3f} [{low:.3f} {high:.3f}]"
+    lines.append(line)
+  return "\n".join(lines)
+
+
+def floor(setting: Setting) -> tuple[float, Any]:
+  """Floating-point operations of the ViT's step, and the device's peak."""
+  import jax
+
+  from affjax import cost
+  from affjax.models import vit
+
+  size, _, patch = setting.variant.partition("/")
+  width, depth, _ = vit._SIZES[size]
+  patches = (setting.image_size // int(patch)) ** 2
+  each = 12 * width**2 * patches + 2 * patches**2 * width  # products of a block
+  forward = 2 * (patches * 3 * int(patch) ** 2 * width + depth * each)
+  work = 3 * forward * setting.batch_size
+  return work, cost.peak(jax.devices(), setting.dtype)
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+  """Reads the command line."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  add = parser.add_argument
+  add("--variant", default="S/16")
+  add("--image_size", type=int, default=112, help="pixels")
+  add("--batch_size", type=int, default=16)
+  add("--dtype", default="float32", choices=("float32", "bfloat16"), help="of activations")
+  add("--pairs", type=int, default=20)
+  add("--seconds", type=float, default=3.0, help="of one turn, about")
+  add("--without", nargs="*", default=[], choices=(*OURS[1:], *PEERS), help="peers to leave out")
+  add("--serve", help=argparse.SUPPRESS)
+  return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+  main()
