@@ -116,7 +116,8 @@ def torch(workers: int) -> Callable[[argparse.Namespace], Iterator[int]]:
     from torch.utils import data
 
     with tempfile.TemporaryDirectory() as folder:
-      paths = [Path(folder) / f"{i}.jpg" for i in range(len(images := jpegs(options)))]
+      images = jpegs(options)
+      paths = [Path(folder) / f"{i}.jpg" for i in range(len(images))]
       for path, image in zip(paths, images, strict=True):
         path.write_bytes(image)
       more = dict(persistent_workers=True, prefetch_factor=4) if workers else {}
