@@ -1,8 +1,9 @@
 """Whether the tokens of action units look at the part of the face where their unit is.
 
-  for seed in 0 1 2 3; do
-    python -m affjax.main --config=configs/vit_mtl.py --config.model.decoder.layout=elementary \
-      --config.seed=$seed --workdir=runs/attention-$seed
+  for seed in 0 1 2; do
+    python -m affjax.main --config=configs/vit_mtl.py:data=synthetic_faces/independent \
+      --config.model.decoder.layout=elementary --config.model.decoder.position=decoder \
+      --config.model.decoder.readout=0 --config.seed=$seed --workdir=runs/attention-$seed
   done
   python -m scripts.measure_attention --runs runs/attention-0 runs/attention-1 ... \
     --picture=attention.png
