@@ -1,9 +1,10 @@
 """The flagship: a ViT with one token per task and uncertainty-weighted losses.
 
 After Tallec, Yvinec, Dapogny & Bailly (2022, arXiv:2208.03506): valence-arousal, expression and
-action units from one image, each task a learned token of a transformer decoder, the losses
-weighted by learned uncertainties. What is known of the paper and what is our reading:
-`affjax/models/decoders.py`.
+action units from one image, each task a learned token of a transformer, the losses weighted by
+learned uncertainties. What is known of the paper and what is our reading:
+`affjax/models/decoders.py`. Here the tokens go through the ViT itself; in the code of the paper's
+authors they have a decoder of their own: `--config.model.decoder.position=decoder`.
 
   python -m affjax.main --config=configs/vit_mtl.py                   # synthetic faces, minutes
   python -m affjax.main --config=configs/vit_mtl.py:data=ferplus      # photographs, expression only
@@ -41,8 +42,8 @@ ALIGNED = dict(
   grey_rate=0.05, erase_rate=0.0, erase_area=0.15,
 )
 # What the first thousand updates need in order not to be spent on finding out where features are:
-# convolutions that keep the grid, blocks that add little at first, tokens that start from a reading
-# of the whole image.
+# convolutions that keep the grid, blocks that add little at first, a reading of the whole image
+# beside what the tokens find.
 QUICK = dict(
   encoder=dict(stem="residual", layer_scale=0.02), decoder=dict(readout=16, dropout_rate=0.0)
 )
@@ -161,7 +162,9 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     decoder=dict(
       name="decoders.TaskTokens",
       layout="task",  # "elementary": a token for each number; "mixed": but one for all expressions
-      position="decoder",  # "encoder": tokens go through the ViT, without layers of their own
+      # "encoder": tokens go through the ViT. "decoder": through layers of their own; width, depth,
+      # num_heads, dropout_rate and position_bias are theirs.
+      position="encoder",
       shared_head=config_dict.placeholder(bool),  # None: where the layout allows it
       heteroscedastic=False,  # also give log-variances
       width=96 if debug else 128,

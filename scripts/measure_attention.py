@@ -1,8 +1,9 @@
 """Whether the tokens of action units look at the part of the face where their unit is.
 
-  for seed in 0 1 2 3; do
-    python -m affjax.main --config=configs/vit_mtl.py --config.model.decoder.layout=elementary \
-      --config.seed=$seed --workdir=runs/attention-$seed
+  for seed in 0 1 2; do
+    python -m affjax.main --config=configs/vit_mtl.py:data=synthetic_faces/independent \
+      --config.model.decoder.layout=elementary --config.model.decoder.position=decoder \
+      --config.model.decoder.readout=0 --config.seed=$seed --workdir=runs/attention-$seed
   done
   python -m scripts.measure_attention --runs runs/attention-0 runs/attention-1 ... \
     --picture=attention.png
@@ -42,7 +43,8 @@ REGIONS = {
   "AU1": [((20, 21, 22, 23), 0.35, 0.08)],
   "AU2": [((17, 18, 19), 0.3, 0.08), ((24, 25, 26), 0.3, 0.08)],
   "AU4": [((17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27), 0.0, 0.12)],
-  "AU6": [((36, 39, 40, 41), -0.4, 0.08), ((42, 45, 46, 47), -0.4, 0.08)],
+  # Cheeks and lower lids: from the face's contour to the wings of the nose.
+  "AU6": [((1, 2, 31, 36, 39, 40, 41), 0.0, 0.05), ((14, 15, 35, 42, 45, 46, 47), 0.0, 0.05)],
   "AU7": [(tuple(range(36, 42)), 0.0, 0.12), (tuple(range(42, 48)), 0.0, 0.12)],
   "AU10": [((31, 32, 33, 34, 35, 48, 49, 50, 51, 52, 53, 54), 0.0, 0.08)],
   "AU12": [((48,), 0.3, 0.2), ((54,), 0.3, 0.2)],

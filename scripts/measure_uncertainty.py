@@ -63,7 +63,6 @@ def config(weighting: str, noise: str, seed: int, steps: int) -> dict[str, Any]:
   c = vit_mtl.get_config(f"variant=mu/8,steps={steps}")
   c.seed, c.image_size, c.data.image_size = seed, 48, 48
   c.data.view = dict(noise=noise, masks="none")
-  c.model.decoder.width = 96
   # Numbers from the labels would differ between the arms by more than what their labels teach.
   c.losses.expression.logit_adjustment = c.losses.au.positive_weight = None
   if weighting == "kendall":
@@ -169,7 +168,7 @@ def parse() -> argparse.Namespace:
   )
   add = parser.add_argument
   add("--seeds", type=int, default=8)
-  add("--steps", type=int, default=500, help="updates of each run")
+  add("--steps", type=int, default=400, help="updates of each run")
   add("--workdir", default="runs/uncertainty", help="where the runs live; finished ones are kept")
   add("--data_dir", help="where prepared data lives; TFDS's folder unless given")
   return parser.parse_args()

@@ -1,7 +1,8 @@
-"""Eight fake CPU devices, errors where shapes would be broadcast by accident, and tiny data."""
+"""Eight fake CPU devices, a cache of compiled programs, errors on silent broadcasts; tiny data."""
 
 import csv
 import os
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -11,6 +12,11 @@ import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+# Most of the time of a run of twenty steps is compilation. Workers and the processes they start
+# share what is compiled, for as long as the tests last: pytest's own process makes the folder.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+  compiled = tempfile.TemporaryDirectory(prefix="affjax-tests-")
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
 
 import jax
 

@@ -128,7 +128,8 @@ def numbers(found):
 @pytest.mark.parametrize("variant", ["S/16", "B/16"])
 def test_the_step_of_the_licensed_datas_recipe_costs_on_tpus_what_it_did(variant, rules):
   """A global batch of 256 at 112 px on eight v5e chips; sizes are per chip."""
-  config = debug_config(f"data=s_aff_wild2,variant={variant},batch_size=256", mesh__rules=rules)
+  options = dict(mesh__rules=rules, model__decoder__position="decoder")
+  config = debug_config(f"data=s_aff_wild2,variant={variant},batch_size=256", **options)
   found = dry_run.run(config, topology="v5e:2x4", opens=False)
   golden = json.loads(GOLDEN.read_text()) if GOLDEN.is_file() else {}
   name = f"{variant} {rules}"

@@ -205,7 +205,9 @@ def test_rules_that_cannot_be_followed_are_refused_in_one_line(rules, said):
 
 @functools.cache
 def vit_b():
-  return jax.eval_shape(procedures.from_config(debug_config("variant=B/16")).init)
+  return jax.eval_shape(
+    procedures.from_config(debug_config("variant=B/16", model__decoder__position="decoder")).init
+  )
 
 
 def test_the_place_of_every_parameter_of_vit_b_is_as_it_was():

@@ -60,6 +60,7 @@ def test_a_sweep_runs_what_is_missing_and_says_what_is_refused(tiny_faces, tmp_p
   command = ["--config=configs/vit_mtl.py:debug", "--seeds=1", f"--workdir={tmp_path}"]
   command += ["--vary", "model.decoder.num_heads", "8", "7", "--metric=expression/f1"]
   command += ["--", f"--data_dir={tiny_faces}", "--config.steps=6", "--config.evaluate.every=6"]
+  command += ["--config.model.decoder.position=decoder"]
   command += ["--config.optimizer.warmup_steps=2", "--config.checkpoint.every=6"]
   sweep.sweep(command)
   said = capsys.readouterr().out

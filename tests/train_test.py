@@ -30,16 +30,12 @@ def finished(tiny_faces, tmp_path_factory):
 
 
 def launch(where, data_dir, *arguments, devices=1):
-  """Starts the command line in another process; those after the first need not compile again."""
+  """Starts the command line in another process."""
   return subprocess.Popen(
     [sys.executable, "-m", "affjax.main", "--config=configs/vit_mtl.py:debug",
      f"--workdir={where}", f"--data_dir={data_dir}", *arguments],
     cwd=ROOT,
-    env={
-      **os.environ,
-      "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-      "JAX_COMPILATION_CACHE_DIR": str(Path(data_dir) / "compiled"),
-    },
+    env={**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,

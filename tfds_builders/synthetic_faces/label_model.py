@@ -127,7 +127,7 @@ surprise | lift | .1 | .7 | 1:.9 2:.8 25:.65 26:.3 5:.7
 # Of no emotion. The other units say nothing about one, but for what `apply_rules` forbids: only its
 # own place shows whether it is there.
 _INDEPENDENT = """
-other | any | 1 | .5 | \
+other | any | 1 | .75 | \
   1:.3 2:.3 4:.3 6:.3 7:.3 10:.3 12:.3 15:.4 23:.4 24:.5 25:.3 26:.3 \
   5:.1 9:.1 14:.1 17:.1 18:.1 20:.1 27:.1 28:.1 43:.1
 """

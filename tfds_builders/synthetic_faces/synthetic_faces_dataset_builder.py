@@ -117,7 +117,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     ),
     Config(
       name="independent",
-      description="Units drawn independently of each other; no emotions, all faces are other.",
+      description="Strong units, independent of each other; no emotions, all faces are other.",
       setting=knobs.Knobs(labels=knobs.Labels("independent")),
     ),
     Config(
