@@ -1,7 +1,7 @@
 """Whether the tokens of action units look at the part of the face where their unit is.
 
-  for seed in 0 1 2; do
-    python -m affjax.main --config=configs/vit_mtl.py:data=synthetic_faces/independent \
+  for seed in 0 1 2 3; do
+    python -m affjax.main --config=configs/vit_mtl.py:data=synthetic_faces/independent,steps=6000 \
       --config.model.decoder.layout=elementary --config.model.decoder.position=decoder \
       --config.model.decoder.readout=0 --config.seed=$seed --workdir=runs/attention-$seed
   done
@@ -9,11 +9,16 @@
     --picture=attention.png
 
 Of runs with a token for each unit, on test faces that no run has learnt from. A face's number for a
-unit is the share of its token's attention (mean over layers and heads) that falls on the unit's
-region, divided by the region's share of the face's area: 1 is what attention would have that is
-spread over the face alone, whatever the unit. A unit's number is the mean over the faces and runs;
-its interval, Student's 95 % over the runs, is of the mean over the faces in each. Beside it stands
-what the tokens of the other eleven units have there.
+unit is the share of its token's attention that falls on the unit's region, divided by the region's
+share of the face's area: 1 is what attention would have that is spread over the face alone. It is
+the attention of the last layer (mean over the heads), from which the unit is read; in the first no
+token has seen the image yet, so that its queries are the same for every face (`--layers=all` is the
+mean over both). A unit's number is the mean over the faces and runs; its interval, Student's 95 %
+over the runs, is of the mean over the faces in each. Beside it stands what the tokens of the other
+eleven units have there.
+
+Faces and runs are of `independent`: where units come together, as in `natural`, a token may know
+its unit by the company that it keeps.
 
 Regions are polygons of the 68 landmarks (`REGIONS`), which come with each face, after the table of
 units in `tfds_builders/synthetic_faces`; the face's area is its mask's. How far a polygon is grown
@@ -119,12 +124,15 @@ def faces(data: str, data_dir: str | None, count: int) -> dict[str, np.ndarray]:
   }
 
 
-def measure(predictor: Any, found: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def measure(
+  predictor: Any, found: dict[str, np.ndarray], layers: str = "last"
+) -> tuple[np.ndarray, np.ndarray]:
   """What a run's tokens look at.
 
   Args:
     predictor: of the run.
     found: see `faces`.
+    layers: "last", or "all" for the mean over them.
 
   Returns:
     [tokens, units, faces] the number of each unit's token on each unit's region, tokens in the
@@ -139,7 +147,7 @@ def measure(predictor: Any, found: dict[str, np.ndarray]) -> tuple[np.ndarray, n
       f"{', '.join(missing)} have no token of their own: train with"
       " --config.model.decoder.layout=elementary or mixed"
     )
-  mean = maps.image.mean((0, 2))
+  mean = (maps.image[-1:] if layers == "last" else maps.image).mean((0, 2))
   attention = np.stack([mean[:, maps.names.index(unit)] for unit in REGIONS])
   numbers = np.empty((len(REGIONS), len(REGIONS), len(mean)))
   for row, (landmarks, face) in enumerate(zip(found["landmarks"], found["face"], strict=True)):
@@ -202,9 +210,10 @@ def main(argv: Sequence[str] | None = None) -> None:
   """Measures the runs and prints the table."""
   options = parse(argv)
   found = faces(options.data, options.data_dir, options.faces)
-  measured = [measure(affjax.load(run), found) for run in options.runs]
+  measured = [measure(affjax.load(run), found, options.layers) for run in options.runs]
   numbers = np.stack([of_run for of_run, _ in measured])
-  print(f"{len(options.runs)} run(s), {options.faces} faces\n{table(numbers)}")
+  print(f"{len(options.runs)} run(s), {options.faces} faces, {options.layers} layer(s)")
+  print(table(numbers))
   if options.picture:
     attention = np.mean([of_run for _, of_run in measured], 0)
     draw(options.picture, found, attention, np.diagonal(np.nanmean(numbers, (0, 3))))
@@ -218,7 +227,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
   add = parser.add_argument
   add("--runs", nargs="+", required=True, help="folders of runs with a token for each unit")
   add("--faces", type=int, default=512, help="how many test faces")
-  add("--data", default="natural", help="config of synthetic_faces")
+  add("--data", default="independent", help="config of synthetic_faces")
+  add("--layers", default="last", choices=("last", "all"), help="whose attention")
   add("--data_dir", help="where prepared data lives; TFDS's folder unless given")
   add("--picture", type=Path, help="where to draw it")
   return parser.parse_args(argv)

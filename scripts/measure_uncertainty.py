@@ -1,6 +1,6 @@
 """Whether learned uncertainty finds noise that was planted in labels, and what it is worth.
 
-  python -m scripts.measure_uncertainty                       # 64 short runs
+  python -m scripts.measure_uncertainty                       # 64 runs of about a minute
   python -m scripts.measure_uncertainty --seeds 1 --steps 20  # whether it runs
 
 Trains a small flagship on synthetic faces, each arm with the same seeds: the same first parameters

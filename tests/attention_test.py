@@ -126,9 +126,11 @@ def test_a_token_is_measured_on_its_own_region_and_on_those_of_the_others(found)
   for row, landmarks in enumerate(found["landmarks"]):
     for unit in units:
       part = measure.region(unit, landmarks) * found["face"][row]
-      image[:, row, :, names.index(unit)] = part / part.sum()
+      image[1, row, :, names.index(unit)] = part / part.sum()
   looking = types.SimpleNamespace(attention=lambda images: predict.Attention(names, None, image))
   numbers, attention = measure.measure(looking, found)
+  both, _ = measure.measure(looking, found, "all")  # in the first layer there is no attention
+  np.testing.assert_allclose(both, numbers / 2, rtol=1e-5)
   assert attention.shape == (12, 16, 112, 112)
   lips, jaw, brows = (units.index(unit) for unit in ("AU25", "AU26", "AU4"))
   for row, face in enumerate(found["face"]):
