@@ -264,7 +264,8 @@ def _loop(
       step += 1
       watch.advance()
       pending = (step, metrics) if step % config["log_every"] == 0 else None
-    watch.summary()
+    if step > start:
+      watch.summary()
   return last
 
 

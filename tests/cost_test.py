@@ -1,5 +1,8 @@
 """FLOPs against the formulas of textbooks, messages against programs that say what they send."""
 
+import time
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +10,7 @@ import pytest
 from conftest import debug_config
 from jax.sharding import NamedSharding, PartitionSpec
 
-from affjax import cost, procedures, sharding
+from affjax import cost, experiment, procedures, sharding
 
 
 def shape(*sizes):
@@ -156,3 +159,58 @@ def test_a_message_that_several_instructions_name_is_one():
     "all-reduce": cost.Collective(1, 4 * 4 + block),
     "collective-permute": cost.Collective(1, block),
   }
+
+
+# The denominator of MFU.
+
+
+def device(kind, platform="gpu", process=0):
+  return types.SimpleNamespace(device_kind=kind, platform=platform, process_index=process)
+
+
+@pytest.mark.parametrize(
+  ("kind", "teraflops"),
+  [
+    ("NVIDIA H200", 989),
+    ("NVIDIA H100 PCIe", 756),
+    ("NVIDIA H100 80GB HBM3", 989),
+    ("NVIDIA A100-SXM4-40GB", 312),
+    ("TPU v5 lite", 197),
+    ("TPU v5p", 459),
+  ],
+)
+def test_the_peak_of_a_known_device_is_its_data_sheets(kind, teraflops):
+  found = cost.peak([device(kind)] * 4, jnp.bfloat16)
+  assert found.teraflops == 4 * teraflops
+  assert found.source == f"data sheet, 4 x {teraflops:g} TFLOP/s"
+
+
+def test_the_peak_of_others_is_measured_and_fake_devices_are_one_machine(monkeypatch):
+  monkeypatch.setattr(cost, "measured_peak", lambda dtype: 2.5)
+  assert cost.peak([device("cpu", "cpu")] * 8, jnp.float32).teraflops == 2.5
+  two = [device("cpu", "cpu"), device("cpu", "cpu", 1)]
+  assert cost.peak(two, jnp.float32) == cost.Peak(5.0, "measured, 2 x 2.5 TFLOP/s")
+  assert cost.peak([device("NVIDIA Toy")] * 3, jnp.bfloat16).teraflops == 7.5
+  assert cost.peak([device("NVIDIA H200")], jnp.float32).teraflops == 2.5  # no products of bfloat16
+
+
+def test_a_measured_peak_is_of_the_order_of_numpys_products():
+  x = np.ones((1024, 1024), np.float32)
+  x @ x
+  times = []
+  for _ in range(5):
+    start = time.perf_counter()
+    x @ x
+    times.append(time.perf_counter() - start)
+  numpys = 2 * 1024**3 / min(times) / 1e12
+  assert numpys / 8 < cost.measured_peak(jnp.float32) < 8 * numpys
+
+
+def test_what_is_computed_twice_counts_once():
+  config = debug_config()
+  config["batch_size"] = 8
+  once = experiment.step_flops(config)
+  config["model"]["encoder"]["remat"] = True
+  config["accumulate"] = 4
+  assert experiment.step_flops(config) == once
+  assert once > 0

@@ -1,10 +1,13 @@
 import json
+import math
 import struct
 
+import jax
+import jax.numpy as jnp
 import pytest
 from tensorboardX.proto import event_pb2
 
-from affjax import monitor
+from affjax import cost, monitor
 
 VALUES = {"loss": 1.5, "loss/va": 0.5, "weight/va": 0.25, "loss/au": 0.0, "weight/au": 0.0}
 
@@ -170,7 +173,60 @@ def test_speed_of_a_continued_run_counts_its_own_steps(tmp_path, monkeypatch):
   assert log(tmp_path)[0]["images_per_second"] == pytest.approx(10 * 8 / 4)
 
 
+def test_mfu_is_of_the_time_that_steps_have_and_of_the_peak(tmp_path, monkeypatch):
+  clock = Clock()
+  monkeypatch.setattr(monitor, "time", clock)
+  with watch(tmp_path, flops=3e12, peak=cost.Peak(10.0, "a guess")) as run:
+    clock.now += 5
+    with run.spending("checkpoints"):
+      clock.now += 4
+    run.train(10, VALUES)
+  (line,) = log(tmp_path)
+  assert line["teraflops"] == pytest.approx(10 * 3 / 5)
+  assert line["mfu"] == pytest.approx(0.6)
+  assert 0.05 < line["memory_gb"] < 1000
+
+
+def test_a_run_ends_with_what_its_time_went_to(tmp_path, monkeypatch, capsys):
+  clock = Clock()
+  monkeypatch.setattr(monitor, "time", clock)
+  monkeypatch.setattr(monitor._compiling(), "seconds", 100.0)  # of runs before
+  with watch(tmp_path, start=10) as run:
+    for on, seconds in (("data", 1), ("evaluation", 6), ("checkpoints", 2), ("data", 1)):
+      with run.spending(on):
+        clock.now += seconds
+    clock.now += 30
+    run.train(20, VALUES)
+    found = run.summary()
+  expected = {
+    "seconds": 40, "steps": 30, "compile": 0, "data": 2, "evaluation": 6, "checkpoints": 2,
+    "goodput": 0.75,
+  }  # fmt: skip
+  assert found == pytest.approx(expected)
+  assert log(tmp_path)[-1] == {"step": 20, "kind": "time", **found}
+  said = capsys.readouterr().out
+  assert "75.0% of 40 s in steps; compile 0.0 s, data 2.0 s, evaluation 6.0 s" in said
+
+
+def test_what_compiles_counts_as_compiling_wherever_it_happens(tmp_path):
+  with watch(tmp_path) as run:
+    with run.spending("evaluation"):
+      slow = lambda x: jax.lax.scan(lambda c, y: (jnp.sin(c @ y), jnp.fft.fft(c)), x, x[None])
+      jax.jit(slow)(jnp.ones((64, 64)))
+    found = run.summary()
+  assert found["compile"] > 0
+  assert found["evaluation"] > 0
+  parts = math.fsum(found[name] for name in (*monitor.SPENT, "steps"))
+  assert parts == pytest.approx(found["seconds"])
+
+
 def test_the_line_says_which_tasks_have_no_labels():
-  speed = {"images_per_second": 123.4, "waiting_for_data": 0.05}
+  speed = {"images_per_second": 123.4, "waiting_for_data": 0.05, "memory_gb": 1.25}
   line = monitor.describe(("va", "au"), VALUES, speed)
-  assert line == "loss 1.500  va 0.500 x0.25  au unlabelled  123 img/s  data 5%"
+  assert line == "loss 1.500  va 0.500 x0.25  au unlabelled  123 img/s  data 5%  1.2 GB"
+
+
+def test_the_line_has_what_is_known_of_the_arithmetic():
+  speed = {"images_per_second": 5.0, "waiting_for_data": 0.0, "memory_gb": 1.0}
+  line = monitor.describe((), VALUES, speed | {"teraflops": 0.1234, "mfu": 0.42})
+  assert line == "loss 1.500  5 img/s  0.123 TFLOP/s  MFU 42%  data 0%  1.0 GB"

