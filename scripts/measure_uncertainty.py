@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from affjax import evaluate, monitor, train
+from affjax import compiled, evaluate, monitor, train
 from configs import vit_mtl
 from scripts import sweep
 
@@ -153,6 +153,7 @@ def verdicts(runs: Mapping[str, list[dict[str, float]]]) -> str:
 def main() -> None:
   """Trains what is not there yet and prints the table."""
   options = parse()
+  compiled.keep()
   runs: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
   for seed in range(options.seeds):
     for arm, done in runs.items():

@@ -231,29 +231,52 @@ def test_one_flipped_bit_is_named_and_the_step_before_is_used(
 
 
 @pytest.mark.slow
-def test_one_device_eight_devices_and_two_processes_train_alike(tiny_faces, tmp_path):
-  one, eight, two = tmp_path / "one", tmp_path / "eight", tmp_path / "two"
+def test_devices_processes_and_placements_train_alike(tiny_faces, tmp_path):
   # A small rate: at a large one Adam makes steps of full size out of gradients that are rounding.
   same = ("--config.log_every=1", "--config.optimizer.learning_rate=1e-5")
-  for where, devices in ((one, 1), (eight, 8)):
-    process = launch(where, tiny_faces, *same, devices=devices)
-    said = process.communicate()[0]
-    assert process.returncode == 0, said
-  with socket.socket() as free:
-    free.bind(("localhost", 0))
-    port = free.getsockname()[1]
-  cluster = (f"--coordinator=localhost:{port}", "--processes=2")
-  pair = [launch(two, tiny_faces, *same, *cluster, f"--process={i}", devices=2) for i in range(2)]
-  said = [p.communicate()[0] for p in pair]
-  assert [p.returncode for p in pair] == [0, 0], said
-  expected = log(one)
+  streamed = tmp_path / "streamed"
+  for devices in (1, 2, 4, 8):
+    where, placement = (streamed, "stream") if devices == 1 else (tmp_path / f"{devices}", "device")
+    said, code = launched(where, tiny_faces, *same, placed(placement), devices=devices)
+    assert code == 0, said
+  two = tmp_path / "two_processes"
+  pair(two, tiny_faces, *same, placed("device"))
+  expected = log(streamed)
   assert len(expected) == 20
-  for where in (eight, two):
+  for where in (*(tmp_path / f"{n}" for n in (2, 4, 8)), two):
     for entry, alone in zip(log(where), expected, strict=True):
       for name in (n for n in entry if n.startswith(("loss", "weight"))):
         assert entry[name] == pytest.approx(alone[name], rel=1e-5, abs=1e-6), (where, name)
     found = log(where, "validation")[-1]["p_mtl"]
-    assert found == pytest.approx(log(one, "validation")[-1]["p_mtl"], abs=1e-3)
+    assert found == pytest.approx(log(streamed, "validation")[-1]["p_mtl"], abs=1e-3)
+  # Two processes resume, to the bit, and from disk what they began from device memory.
+  before = log(two)
+  shutil.rmtree(two / "checkpoints" / "20")
+  assert "continues from step 15" in pair(two, tiny_faces, *same, placed("stream"))
+  assert log(two) == before
+
+
+def placed(where):
+  return f"--config.data.placement={where}"
+
+
+def launched(*arguments, **options):
+  process = launch(*arguments, **options)
+  return process.communicate()[0], process.returncode
+
+
+def pair(where, data_dir, *arguments):
+  """A run of two processes with two devices each; what the first of them said."""
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    port = free.getsockname()[1]
+  cluster = (f"--coordinator=localhost:{port}", "--processes=2")
+  both = [
+    launch(where, data_dir, *arguments, *cluster, f"--process={i}", devices=2) for i in range(2)
+  ]
+  said = [process.communicate()[0] for process in both]
+  assert [process.returncode for process in both] == [0, 0], said
+  return said[0]
 
 
 @pytest.mark.slow
