@@ -15,6 +15,8 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from affjax import host
+
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Its file, e.g. configs/vit_mtl.py")
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Folder of the run; default runs/<config name and its arguments>."
@@ -81,6 +83,7 @@ def _config() -> dict[str, Any]:
 
 
 def _run() -> None:
+  host.keep_memory()
   # Imported here: a mistyped flag is answered at once.
   from affjax import compiled, dry_run, evaluate, train, workdir
 

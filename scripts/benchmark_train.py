@@ -12,7 +12,9 @@ pairs' ratios. Images are scaled, the ViT (of transformers, attention by SDPA, t
 goes forward and back, the mean of the patches feeds three linear heads (2 + 8 + 12 numbers), the
 losses are CCC, cross-entropy and binary cross-entropy over masked labels, gradients are clipped,
 AdamW moves all parameters. PyTorch runs eagerly and compiled, on a CPU with the number of threads
-that it is fastest with. `affjax augmented` is ours with the flagship's augmentation.
+that it is fastest with. `affjax augmented` is ours with the flagship's augmentation. The last line
+is what a step takes of the host: a call as `affjax.train` makes it, of a program that does nothing,
+against a bare `jax.jit` over the same arrays in one dict.
 """
 
 import argparse
@@ -23,6 +25,7 @@ import os
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -69,11 +72,8 @@ def batch_of(setting: Setting) -> dict[str, Any]:
   }
 
 
-def ours(setting: Setting, augmented: bool) -> Callable[[int], float]:
-  """Our step, as `affjax.train` calls it."""
-  import jax
-
-  from affjax import experiment, procedures, sharding
+def config_of(setting: Setting, augmented: bool = False) -> dict[str, Any]:
+  """The flagship's config, cut down to what the peers do."""
   from configs import vit_mtl
 
   config = vit_mtl.get_config("plain=true")
@@ -85,9 +85,21 @@ def ours(setting: Setting, augmented: bool) -> Callable[[int], float]:
   config.losses.expression.logit_adjustment = config.losses.au.positive_weight = None
   if not augmented:
     config.augment.update(QUIET)
-  plain = json.loads(config.to_json_best_effort())
-  mesh, rules = experiment.open_mesh(plain)
-  procedure = procedures.from_config(plain)
+  return json.loads(config.to_json_best_effort())
+
+
+def ours(setting: Setting, augmented: bool) -> Callable[[int], float]:
+  """Our step, as `affjax.main` makes it."""
+  from affjax import host
+
+  host.keep_memory()
+  import jax
+
+  from affjax import experiment, procedures, sharding
+
+  config = config_of(setting, augmented)
+  mesh, rules = experiment.open_mesh(config)
+  procedure = procedures.from_config(config)
   abstract = experiment.abstract_state(procedure, mesh, rules)
   step = experiment.train_step(procedure, abstract, mesh)
   placed = jax.tree.map(lambda x: x.sharding, abstract)
@@ -103,6 +115,47 @@ def ours(setting: Setting, augmented: bool) -> Callable[[int], float]:
     return (time.perf_counter() - start) / steps
 
   return run
+
+
+def host_time(setting: Setting, rounds: int = 20, calls: int = 200) -> tuple[float, float]:
+  """What a step takes of the host, without the device's work.
+
+  Returns:
+    Median microseconds of a call as `affjax.train` makes it and of a bare `jax.jit` over the same
+    arrays in one dict, each of a program that gives back what it gets.
+  """
+  import jax
+
+  from affjax import experiment, procedures, sharding
+
+  config = config_of(setting)
+  mesh, rules = experiment.open_mesh(config)
+  abstract = experiment.abstract_state(procedures.from_config(config), mesh, rules)
+  small = lambda tree: jax.tree.map(lambda x: np.zeros([1] * len(x.shape), x.dtype), tree)
+  batch = jax.tree.map(lambda x: np.zeros((mesh.size, *x.shape[1:]), x.dtype), batch_of(setting))
+  batch = sharding.global_batch(batch, mesh)
+  idle = types.SimpleNamespace(train_step=lambda state, batch: (state, {}))
+  ours, bare = (
+    experiment.train_step(idle, abstract, mesh),
+    jax.jit(idle.train_step, donate_argnums=0),
+  )
+
+  def run(step: Callable[..., Any], state: Any) -> float:
+    state, _ = step(state, batch)
+    start = time.perf_counter()
+    for _ in range(calls):
+      state, _ = step(state, batch)
+    seconds = time.perf_counter() - start
+    jax.block_until_ready(state)
+    return 1e6 * seconds / calls
+
+  def pair() -> tuple[float, float]:
+    flat = {jax.tree_util.keystr(k): v for k, v in jax.tree.leaves_with_path(small(abstract))}
+    placed = jax.tree.map(lambda x, y: jax.device_put(x, y.sharding), small(abstract), abstract)
+    return run(ours, placed), run(bare, jax.device_put(flat))
+
+  mine, least = np.median([pair() for _ in range(rounds)][1:], axis=0)
+  return float(mine), float(least)
 
 
 def torch_step(setting: Setting, compiled: bool) -> Callable[[int], float]:
@@ -262,6 +315,10 @@ def table(setting: Setting, times: dict[str, list[tuple[float, float]]], steps: 
       low, high = math.exp(mean - half), math.exp(mean + half)
       line += f"   {math.exp(mean):.3f} [{low:.3f} {high:.3f}]"
     lines.append(line)
+  mine, least = host_time(setting)
+  lines.append(
+    f"host's work: {mine:.0f} us a step, bare call {least:.0f} us, ratio {mine / least:.2f}"
+  )
   return "\n".join(lines)
 
 

@@ -14,7 +14,7 @@ LEAVES = [
   f"affjax.{name}"
   for name in (
     "losses", "metrics", "labels", "augment", "sharding", "build", "optim", "postprocess", "cost",
-    "compiled",
+    "compiled", "host",
   )
 ]  # fmt: skip
 MODES = [
@@ -62,7 +62,7 @@ RULES = [
   (["affjax.score"], ["affjax.labels", "affjax.annotations", "affjax.metrics"]),
   (["affjax.faces"], ["affjax.models", "affjax.models.*"]),
   ([*MODES, "affjax.report"], ["affjax.*", "tfds_builders.*"]),  # but main: see below
-  (["affjax.main"], [*MODES, "affjax.workdir", "affjax.compiled"]),
+  (["affjax.main"], [*MODES, "affjax.workdir", "affjax.compiled", "affjax.host"]),
   (["affjax"], ["affjax.predict"]),  # load()
 ]
 # Modules -> what of others they may not import, not even inside a function.
