@@ -149,6 +149,8 @@ class Cost:
     outputs: what comes out and takes no argument's place (is not donated).
     temporaries: what the program allocates for itself.
     code: the program.
+    cycles: of all its operations one after the other, as a TPU's compiler estimates them; 0: it
+      says nothing.
     collectives: kind -> messages.
   """
 
@@ -158,6 +160,7 @@ class Cost:
   outputs: int
   temporaries: int
   code: int
+  cycles: int
   collectives: dict[str, Collective]
 
   @property
@@ -169,6 +172,7 @@ class Cost:
 def of(compiled: jax.stages.Compiled) -> Cost:
   """Asks XLA's analyses of a compiled program, and counts the collectives in its text."""
   memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+  text = compiled.as_text()
   return Cost(
     flops=cost.get("flops", math.nan),
     accessed=cost.get("bytes accessed", math.nan),
@@ -176,10 +180,12 @@ def of(compiled: jax.stages.Compiled) -> Cost:
     outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
     temporaries=memory.temp_size_in_bytes,
     code=memory.generated_code_size_in_bytes,
-    collectives=collectives(compiled.as_text()),
+    cycles=sum(map(int, _CYCLES.findall(text))),
+    collectives=collectives(text),
   )
 
 
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 # "  %name = TYPE operation(OPERANDS), ATTRIBUTES"; the type of several results is in parentheses.
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)(.*)")
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.-]+) .*\{$")

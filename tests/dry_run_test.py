@@ -116,7 +116,7 @@ def test_a_topology_that_does_not_exist_is_refused_with_some_that_do(topology):
 
 def numbers(found):
   """As kept: GFLOP and MB, rounded; messages as count and MB."""
-  sizes = {k: v for k, v in vars(found).items() if k != "collectives"}
+  sizes = {k: v for k, v in vars(found).items() if k not in ("cycles", "collectives")}
   kept = {k: round(v / (1e9 if k == "flops" else 1e6), 1) for k, v in sizes.items()}
   return kept | {k: [c.count, round(c.bytes / 1e6, 1)] for k, c in found.collectives.items()}
 
