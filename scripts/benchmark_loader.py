@@ -16,7 +16,6 @@ each number of workers up to that of the cores.
 import argparse
 import itertools
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,13 +26,14 @@ from typing import Any
 import numpy as np
 
 from affjax.data import packed, pipeline, records
+from scripts import peers
 
 BATCH = 64
 CORES = os.cpu_count() or 1
 FLOOR = "bare decoding"
 
 
-def peers() -> dict[str, tuple[Callable[[argparse.Namespace], Iterator[Any]], int]]:
+def contenders() -> dict[str, tuple[Callable[[argparse.Namespace], Iterator[Any]], int]]:
   """Name -> (what gives batches for ever, cores)."""
   one = {FLOOR: bare, "our records, no Grain": plain}
   one |= {f"affjax, {kind}": ours(kind, 0, 1) for kind in ("tfds", "encoded", "pixels")}
@@ -148,41 +148,20 @@ class Files:
 
 def serve(options: argparse.Namespace) -> None:
   """Gives images/s over a second or so, for each line of standard input."""
-  make, cores = peers()[options.serve]
+  make, cores = contenders()[options.serve]
   if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
   batches = make(options)
   for _ in range(20):
     next(batches)
-  print("ready", flush=True)
-  for _ in sys.stdin:
+
+  def measure(unused: str) -> float:
     count, start = 0, time.perf_counter()
     while time.perf_counter() - start < options.seconds:
       count += next(batches)
-    print(count / (time.perf_counter() - start), flush=True)
+    return count / (time.perf_counter() - start)
 
-
-class Peer:
-  """A process that serves."""
-
-  def __init__(self, name: str, arguments: Sequence[str]) -> None:
-    command = [sys.executable, "-m", "scripts.benchmark_loader", f"--serve={name}", *arguments]
-    self._process = subprocess.Popen(
-      command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    if self._process.stdout.readline().strip() != "ready":
-      raise RuntimeError(f"{name} did not start: see above")
-
-  def __call__(self) -> float:
-    """Images a second."""
-    self._process.stdin.write("\n")
-    self._process.stdin.flush()
-    return float(self._process.stdout.readline())
-
-  def close(self) -> None:
-    """Ends the process, and what it started."""
-    self._process.kill()
-    self._process.wait()
+  peers.serve(measure)
 
 
 def main() -> None:
@@ -195,21 +174,20 @@ def main() -> None:
   data = build(options)
   for pixels in (None, options.image_size):
     packed.pack(data, "train", pixels)
-  names = [name for name in peers() if name not in options.without]
+  names = [name for name in contenders() if name not in options.without]
   found: dict[str, list[float]] = {name: [] for name in names}
   for number in range(options.rounds):
     # Prefetched batches of a sleeping peer would be counted as its work: each starts anew.
     for name in names:
-      peer = Peer(name, arguments)
-      found[name].append(peer())
-      peer.close()
+      with peers.Peer("scripts.benchmark_loader", [f"--serve={name}", *arguments]) as peer:
+        found[name].append(peer())
     print(f"round {number + 1}/{options.rounds}", file=sys.stderr, flush=True)
   print(table(options, found))
 
 
 def table(options: argparse.Namespace, found: dict[str, list[float]]) -> str:
   """Images a second and ratios to the floor, in all and for each core."""
-  cores = {name: number for name, (_, number) in peers().items()}
+  cores = {name: number for name, (_, number) in contenders().items()}
   lines = [
     f"{options.data}, {options.image_size} px, batches of {BATCH}; {options.rounds} rounds of"
     f" {options.seconds:g} s, {CORES} cores",
@@ -236,7 +214,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
   add("--image_size", type=int, default=112, help="pixels")
   add("--rounds", type=int, default=5)
   add("--seconds", type=float, default=3.0, help="of one measurement")
-  add("--without", nargs="*", default=[], choices=list(peers()), help="peers to leave out")
+  add("--without", nargs="*", default=[], choices=list(contenders()), help="peers to leave out")
   add("--serve", help=argparse.SUPPRESS)
   return parser.parse_args(arguments)
 

@@ -1,14 +1,14 @@
-"""What a training step costs on TPUs, by their compiler, before and after each choice; no TPU needed.
+"""What a training step costs on TPUs, by their compiler, before and after each choice.
 
-  pip install -e ".[tpu-aot]"
+  pip install -e ".[tpu-aot]"                                         # no TPU is needed
   python -m scripts.benchmark_tpu                                     # S/16, 112 px: minutes
   python -m scripts.benchmark_tpu --variants S/16 B/16 --sizes 112 224   # hours on two cores
 
-Rows of one table differ from the row above in what they name; the last is what
-`--config=configs/vit_mtl.py:data=s_aff_wild2` does. Numbers are of one chip and one image: floating-
-point operations, bytes that operations read and write (in memory and on the chip, so that it is an
-upper bound of the memory's traffic), temporaries, messages, and cycles by the compiler's own
-estimate, which knows no waiting for memory.
+The first rows add one change to the row above, up to what the recipe of the licensed data does
+(`--config=configs/vit_mtl.py:data=s_aff_wild2`); the others are that with one option. Numbers are
+of one chip and one image: floating-point operations; bytes that operations read and write, in
+memory and on the chip, so more than the memory's traffic; temporaries; messages; cycles as the
+compiler estimates them, all operations one after the other.
 """
 
 import argparse

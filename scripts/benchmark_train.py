@@ -22,7 +22,6 @@ import dataclasses
 import json
 import math
 import os
-import subprocess
 import sys
 import time
 import types
@@ -31,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts import sweep
+from scripts import peers, sweep
 
 PEERS = ("torch eager", "torch compile")
 OURS = ("affjax", "affjax augmented")
@@ -231,7 +230,7 @@ def torch_step(setting: Setting, compiled: bool) -> Callable[[int], float]:
 
 
 def serve(peer: str, setting: Setting) -> None:
-  """Makes steps: a number of them on each line of standard input, seconds a step on each out."""
+  """Makes as many steps as it is told; seconds a step."""
   make = {
     "affjax": lambda: ours(setting, augmented=False),
     "affjax augmented": lambda: ours(setting, augmented=True),
@@ -240,34 +239,7 @@ def serve(peer: str, setting: Setting) -> None:
   }
   run = make[peer]()
   run(2)
-  print("ready", flush=True)
-  for line in sys.stdin:
-    print(run(int(line)), flush=True)
-
-
-class Peer:
-  """A process that serves."""
-
-  def __init__(self, name: str, arguments: Sequence[str]) -> None:
-    command = [sys.executable, "-m", "scripts.benchmark_train", f"--serve={name}", *arguments]
-    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    self._process = subprocess.Popen(command, **pipes)
-    if self._said() != "ready":
-      raise RuntimeError(f"{name} did not start: see above")
-
-  def _said(self) -> str:
-    return self._process.stdout.readline().strip()
-
-  def __call__(self, steps: int) -> float:
-    """Seconds a step."""
-    self._process.stdin.write(f"{steps}\n")
-    self._process.stdin.flush()
-    return float(self._said())
-
-  def close(self) -> None:
-    """Ends the process."""
-    self._process.stdin.close()
-    self._process.wait()
+  peers.serve(lambda steps: run(int(steps)))
 
 
 def main() -> None:
@@ -279,16 +251,17 @@ def main() -> None:
     serve(options.serve, setting)
     return
   others = [name for name in (*OURS[1:], *PEERS) if name not in options.without]
-  peers = {name: Peer(name, arguments) for name in (OURS[0], *others)}
-  steps = max(1, math.ceil(options.seconds / peers[OURS[0]](1)))
+  start = lambda name: peers.Peer("scripts.benchmark_train", [f"--serve={name}", *arguments])
+  every = {name: start(name) for name in (OURS[0], *others)}
+  steps = max(1, math.ceil(options.seconds / every[OURS[0]](1)))
   times: dict[str, list[tuple[float, float]]] = {name: [] for name in others}
   for number in range(options.pairs):
     for name in others:
       order = (OURS[0], name) if number % 2 else (name, OURS[0])
-      seen = {who: peers[who](steps) for who in order}
+      seen = {who: every[who](steps) for who in order}
       times[name].append((seen[OURS[0]], seen[name]))
     print(f"pair {number + 1}/{options.pairs}", file=sys.stderr, flush=True)
-  for peer in peers.values():
+  for peer in every.values():
     peer.close()
   print(table(setting, times, steps))
 
