@@ -1,7 +1,10 @@
 """The position in the data is the step, whoever reads it and from wherever."""
 
+import contextlib
 import os
+import resource
 import sys
+from pathlib import Path
 
 import grain
 import jax
@@ -187,6 +190,20 @@ def test_the_shares_of_the_processes_make_up_the_global_batch(opened, processes)
 def test_a_batch_that_does_not_divide_among_the_processes_is_refused():
   with pytest.raises(ValueError):
     pipeline.Share(0, 3)(np.arange(8))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_memory_stays_what_it_is_over_a_hundred_epochs(opened):
+  pages = lambda: int(Path("/proc/self/statm").read_text().split()[1])
+  with contextlib.closing(
+    iter(pipeline.batches(opened, pipeline.order(LENGTH, 0, BATCH)))
+  ) as drawn:
+    taken = lambda epochs: [next(drawn)["index"][0] for _ in range(epochs * LENGTH // BATCH)]
+    taken(20)
+    before = pages()
+    taken(120)
+    grown = (pages() - before) * resource.getpagesize()
+  assert grown < 4e6  # of 31 MB of images that were read
 
 
 def test_the_number_of_threads_does_not_change_the_batches(opened):
