@@ -70,8 +70,8 @@ def inner(arguments: list[str]) -> None:
 
   where = Path(next(a for a in arguments if a.startswith("--workdir=")).partition("=")[2])
   original = train.training_batches
-  train.training_batches = lambda config, data, mesh, start: Recorded(
-    original(config, data, mesh, start), start, where / "rows.jsonl"
+  train.training_batches = lambda config, data, mesh, start, held: Recorded(
+    original(config, data, mesh, start, held), start, where / "rows.jsonl"
   )
   sys.argv = ["affjax.main", *arguments]
   main.cli()

@@ -12,7 +12,7 @@ import pytest
 from affjax import host
 
 ROOT = Path(__file__).parent.parent
-# Prints what `keep_memory` said, and faults of pages in a call that has 128 MB of temporaries.
+# Prints what `keep_memory` said, and faults of pages in a call that has 64 MB of temporaries.
 PROGRAM = """
 import resource, sys
 if int(sys.argv[1]):
@@ -22,8 +22,8 @@ import jax, jax.numpy as jnp
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 @jax.jit
 def call(x):
-  return jnp.sort(jnp.cumsum(jnp.cos(x)))[:3]
-x = jnp.zeros(2**24)
+  return (x @ x.T) @ x
+x = jnp.zeros((4096, 64))
 for _ in range(3):
   call(x).block_until_ready()
 before = faults()
