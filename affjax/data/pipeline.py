@@ -85,7 +85,7 @@ class _Shuffled:
     for i in range(self._batch_size):
       epoch, place = divmod(start + i, self._length)
       seed = (self._seed + epoch) % 2**32
-      rows[i] = grain.experimental.index_shuffle(place, max_index=last, seed=seed, rounds=4)
+      rows[i] = grain.experimental.index_shuffle(place, last, seed, 4)  # 4 rounds
     return rows
 
 
