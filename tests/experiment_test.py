@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from conftest import debug_config
@@ -263,8 +264,12 @@ def test_configs_from_before_these_fields_mean_their_defaults(tiny_faces):
 
 @pytest.mark.slow
 def test_a_run_with_all_of_it_trains_and_its_checkpoint_is_scored(tiny_faces, tmp_path):
-  config = faces_config(steps=10, accumulate=2, data__sampling="class_balanced")
+  config = faces_config(steps=14, accumulate=2, profile=2, data__sampling="class_balanced")
   result = train.run(config, tmp_path, tiny_faces)
+  (trace,) = (tmp_path / train.PROFILE).rglob("*.xplane.pb")  # TensorBoard's format
+  seen = jax.profiler.ProfileData.from_file(str(trace))
+  operations = {e.name for plane in seen.planes for line in plane.lines for e in line.events}
+  assert any(name.startswith("dot") for name in operations), operations
   assert json.loads((tmp_path / "config.json").read_text()) == config  # as it was asked for
   again = evaluate.run(config, tmp_path, tiny_faces, splits=("test",))
   assert again["scores"]["test"] == result["scores"]["test"]
