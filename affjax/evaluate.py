@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,16 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from affjax import checkpoints, experiment, metrics, probe, procedures, sharding, workdir
+from affjax import (
+  checkpoints,
+  experiment,
+  metrics,
+  probe,
+  procedures,
+  resident,
+  sharding,
+  workdir,
+)
 from affjax.data import pipeline, records
 from affjax.labels import TASKS, remap
 
@@ -169,6 +178,8 @@ class Evaluator:
     batch_size: of the global batch; the last one is padded with masked rows, so every size gives
       the same scores.
     name: shown while it runs.
+    threads: that read.
+    keep: whether batches stay on the devices, so that the split is read once.
   """
 
   def __init__(
@@ -181,13 +192,14 @@ class Evaluator:
     batch_size: int,
     name: str,
     threads: int = 2,
+    keep: bool = False,
   ) -> None:
     sharding.check_batch(batch_size, mesh, "config.evaluate.batch_size")
     self.scoring = scoring
     self._mesh = mesh
     self._batch_size = batch_size
     self._threads = threads
-    self._open(data, name)
+    self._open(data, name, keep)
     # Each device gives states of its own rows: scoring needs no collective.
     rows = sharding.split_batch(mesh).spec
     parts = jax.shard_map(
@@ -202,8 +214,9 @@ class Evaluator:
       out_shardings=sharding.split_batch(mesh),
     )
 
-  def _open(self, data: records.Records, name: str) -> None:
+  def _open(self, data: records.Records, name: str, keep: bool = False) -> None:
     self.name = name
+    self._keep, self._kept = keep, []
     rows = pipeline.sequence(len(data), self._batch_size)
     self._count = len(rows)
     self._batches: grain.IterDataset = pipeline.batches(
@@ -225,9 +238,8 @@ class Evaluator:
   ) -> tuple[Scores, Scores]:
     """Returns the scores and their floors."""
     merged: dict[str, Any] | None = None
-    placed = self._batches.map(lambda batch: sharding.global_batch(batch, self._mesh))
-    ahead = grain.experimental.ThreadPrefetchIterDataset(placed, prefetch_buffer_size=2)
-    bar = tqdm(ahead, self.name, self._count, leave=False, disable=None if progress else True)
+    batches = self._kept or self._read()
+    bar = tqdm(batches, self.name, self._count, leave=False, disable=None if progress else True)
     flying = None
     for batch in bar:
       # The host adds up the numbers of one batch while the devices work on the next.
@@ -239,19 +251,37 @@ class Evaluator:
     merged = merge(sharding.all_rows(merged))
     return self.scoring.scores(merged), self.scoring.scores(merged, floor=True)
 
+  def _read(self) -> Iterator[Any]:
+    """Batches, copied to the devices while these work on the one before."""
+    placed = self._batches.map(lambda batch: sharding.global_batch(batch, self._mesh))
+    read = []
+    for batch in grain.experimental.ThreadPrefetchIterDataset(placed, prefetch_buffer_size=2):
+      if self._keep:
+        read.append(batch)
+      yield batch
+    self._kept = read
+
 
 def evaluator(
-  config: Mapping[str, Any], data: experiment.Data, split: str, procedure: Any, mesh: Mesh
+  config: Mapping[str, Any],
+  data: experiment.Data,
+  split: str,
+  procedure: Any,
+  mesh: Mesh,
+  *,
+  often: bool = False,
 ) -> Evaluator:
-  """The evaluator of one split of a run's data."""
+  """The evaluator of one split of a run's data; one that works often may keep it on the devices."""
+  opened = data.records(split)
   return Evaluator(
     procedure.predict,
-    data.records(split),
+    opened,
     Scoring.of(data.labels, records.metadata(data.build)),
     mesh,
     batch_size=config["evaluate"]["batch_size"],
     name=split,
     threads=config["data"]["threads"],
+    keep=often and resident.fits(experiment.wanted_placement(config), opened, mesh),
   )
 
 

@@ -209,8 +209,12 @@ def placement(config: Mapping[str, Any], data: Data, mesh: Mesh) -> resident.Pla
   Raises:
     ValueError: no such placement, or it does not fit.
   """
-  wanted = config["data"].get("placement", "stream")  # absent from the configs of earlier runs
-  return resident.plan(wanted, data.records(data.train_split), mesh)
+  return resident.plan(wanted_placement(config), data.records(data.train_split), mesh)
+
+
+def wanted_placement(config: Mapping[str, Any]) -> str:
+  """`config.data.placement`, which the configs of earlier runs lack."""
+  return config["data"].get("placement", "stream")
 
 
 def hold(

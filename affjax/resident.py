@@ -80,6 +80,11 @@ def plan(placement: str, records: Records, mesh: Mesh) -> Plan:
   )
 
 
+def fits(placement: str, records: Records, mesh: Mesh) -> bool:
+  """Whether a split beside the one that is trained on may stay on the devices, too."""
+  return placement != "stream" and plan("auto", records, mesh).where != "stream"
+
+
 def _free(mesh: Mesh) -> int | None:
   """Bytes free on that of this process's devices that has least; fake ones share what there is."""
   own = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]

@@ -140,7 +140,7 @@ def run(config: Mapping[str, Any], where: Path, data_dir: str | None = None) -> 
   """
   workdir.check(where, config)
   resolved, data, procedure, mesh = experiment.open_training(config, data_dir)
-  choose = evaluate.evaluator(config, data, data.select, procedure, mesh)
+  choose = evaluate.evaluator(config, data, data.select, procedure, mesh, often=True)
   evaluate.check_metric(config, data)
   plan = experiment.placement(config, data, mesh)
   taken = None

@@ -98,7 +98,7 @@ def evaluation(data_dir: str | None) -> tuple[Callable[[], object], Callable[[],
   config = json.loads(vit_mtl.get_config().to_json_best_effort())
   _, data, procedure, mesh = experiment.open_training(config, data_dir)
   state = jax.jit(procedure.init)()
-  whole = evaluate.evaluator(config, data, data.select, procedure, mesh)
+  whole = evaluate.evaluator(config, data, data.select, procedure, mesh, often=True)
   split = data.records(data.select)
   size = config["evaluate"]["batch_size"]
   images = [

@@ -3,12 +3,13 @@
 import json
 import types
 
+import jax
 import numpy as np
 import pytest
 from conftest import debug_config
 
-from affjax import evaluate, metrics
-from affjax.data import views
+from affjax import evaluate, experiment, metrics
+from affjax.data import records, views
 
 LABELS = debug_config()["labels"]
 
@@ -161,3 +162,31 @@ def test_columns_without_a_score_are_left_out():
   columns = {"score": {"va/ccc": 0.5}, "floor": {"va/ccc": 0.0}, "ceiling": {}, "probe": {}}
   assert evaluate.table(columns, "title").splitlines()[1].split() == ["score", "floor"]
   assert evaluate.table({"score": {}}, "title").startswith("title")
+
+
+@pytest.mark.slow
+def test_a_split_that_stays_on_the_devices_is_read_once_and_scored_alike(tiny_faces, monkeypatch):
+  config = debug_config()
+  _, data, procedure, mesh = experiment.open_training(config, tiny_faces)
+  state = jax.jit(procedure.init)()
+  reads = []
+  read = records.Images.__call__
+  monkeypatch.setattr(
+    records.Images, "__call__", lambda self, rows: reads.append(1) or read(self, rows)
+  )
+
+  def scored(evaluator):
+    reads.clear()
+    return evaluator(state.averaged, state.model_state), len(reads)
+
+  open_ = lambda **options: evaluate.evaluator(
+    config, data, "validation", procedure, mesh, **options
+  )
+  streamed, kept = open_(), open_(often=True)
+  expected, batches = scored(streamed)
+  for evaluator, count in ((streamed, batches), (kept, batches), (kept, 0), (kept, 0)):
+    found, read_now = scored(evaluator)
+    np.testing.assert_equal(found, expected)
+    assert read_now == count
+  _, count = scored(kept.on(data.records("test"), "test"))
+  assert count > 0
