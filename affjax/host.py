@@ -14,8 +14,8 @@ def keep_memory() -> bool:
   """Has the C library keep memory that is given back to it, where JAX is to compute on the CPU.
 
   XLA asks for the memory of a program's temporaries at every call. glibc maps what is that large
-  and unmaps it, so that each of its pages is made anew in every step: 97,000 of them in a step of
-  ViT-S with 16 images of 112 px, which takes a tenth longer for it. Kept, none are.
+  and unmaps it, so that each of its pages is made anew in every step: a tenth of a ViT-S's time
+  (`scripts/benchmark_train.py`, "not kept").
 
   To be called first of all: what threads that were there before have asked for stays as it is.
   From then on threads share one arena, and what the process has used at most stays its own.

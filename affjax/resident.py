@@ -14,6 +14,7 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
@@ -86,7 +87,17 @@ def fits(placement: str, records: Records, mesh: Mesh) -> bool:
 
 
 def _free(mesh: Mesh) -> int | None:
-  """Bytes free on that of this process's devices that has least; fake ones share what there is."""
+  """Bytes free on the device that has least: processes must come to the same plan."""
+  own = _own_free(mesh)
+  if jax.process_count() == 1:
+    return own
+  # float32: JAX has no int64 by default.
+  known = multihost_utils.process_allgather(np.float32(-1 if own is None else own))
+  return None if known.min() < 0 else int(known.min())
+
+
+def _own_free(mesh: Mesh) -> int | None:
+  """The same of this process's devices; fake ones share what there is; None: not known."""
   own = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
   if own[0].platform == "cpu":
     return _host_memory() // len(own)

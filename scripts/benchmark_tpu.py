@@ -57,7 +57,7 @@ def line(name: str, found: cost.Cost, images: float, seconds: float) -> str:
   return (
     f"{name:30}{found.flops / images / 1e9:10.2f}{found.accessed / images / 1e6:12.1f}"
     f"{found.temporaries / images / 1e6:12.2f}{sent / images / 1e6:10.2f} in {count:4}"
-    f"{found.cycles / images / 1e3:12.1f}{seconds:10.0f}"
+    f"{found.cycles / images / 1e3:12.1f}{seconds:13.0f}"
   )
 
 
@@ -73,7 +73,7 @@ def main() -> None:
       )
       print(
         f"{'':30}{'GFLOP':>10}{'MB accessed':>12}{'MB temp.':>12}{'MB sent':>10}{'':>8}"
-        f"{'kilocycles':>12}{'compiled s':>10}"
+        f"{'kilocycles':>12}{'compiled, s':>13}"
       )
       changes: dict[str, Any] = {}
       rows = {}

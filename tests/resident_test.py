@@ -73,6 +73,16 @@ def test_free_memory_is_shared_by_fake_devices():
   assert 1e6 < free < resident._host_memory() / 7
 
 
+@pytest.mark.parametrize(
+  ("others", "expected"), [([5e9, 3e9], 3 * 10**9), ([5e9, -1], None), ([-1, -1], None)]
+)
+def test_processes_plan_with_what_the_poorest_of_them_has(others, expected, monkeypatch):
+  monkeypatch.setattr(resident.jax, "process_count", lambda: len(others))
+  gathered = np.array(others, np.float32)
+  monkeypatch.setattr(resident.multihost_utils, "process_allgather", lambda own: gathered)
+  assert resident._free(sharding.make_mesh()) == expected
+
+
 @pytest.mark.parametrize("spread", [False, True])
 def test_training_from_device_memory_takes_the_same_steps_to_the_bit(spread, tiny_faces):
   config = debug_config()
