@@ -189,7 +189,10 @@ def _loop(
     taken = taken or initialise.read(config.get("initialise"), abstract)
     first = lambda arrays: initialise.fill(procedure.init(), arrays)
     placed = jax.tree.map(lambda x: x.sharding, abstract)
-    current = jax.jit(first, out_shardings=placed)(taken.arrays if taken else {})
+    # It runs once: where a CPU compiles it, that takes twice as long with all optimisations.
+    quick = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    init = jax.jit(first, out_shardings=placed, compiler_options=quick)
+    current = init(taken.arrays if taken else {})
     if taken and primary:
       print(taken.report, flush=True)
     start = 0

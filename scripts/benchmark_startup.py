@@ -20,7 +20,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 # What the run prints -> name of the moment.
-MOMENTS = {"device ": "imports, data opened", "step 1/": "first update"}
+MOMENTS = {"device ": "imports, data opened", "step 1/": "first update", "step 2/": "second"}
 
 
 def main() -> None:
@@ -50,10 +50,10 @@ def importing(module: str) -> float:
 
 
 def started(options: argparse.Namespace, folder: Path, name: str) -> dict[str, float]:
-  """Moment -> seconds after the start, of a run that makes one update."""
+  """Moment -> seconds after the start, of a run that makes two updates."""
   command = [
     sys.executable, "-m", "affjax.main", f"--config={options.config}",
-    f"--workdir={folder / name}", "--config.log_every=1", "--config.steps=1",
+    f"--workdir={folder / name}", "--config.log_every=1", "--config.steps=2",
     "--config.optimizer.warmup_steps=0",
     *([f"--data_dir={options.data_dir}"] if options.data_dir else []),
   ]  # fmt: skip

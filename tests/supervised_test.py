@@ -10,7 +10,7 @@ import pytest
 from conftest import debug_config
 from flax import nnx
 
-from affjax import evaluate, metrics, optim, procedures, sharding
+from affjax import evaluate, experiment, metrics, optim, procedures, sharding
 from affjax.data import records
 from affjax.procedures import supervised
 
@@ -584,3 +584,25 @@ def test_the_flagship_learns_64_faces_of_every_class_and_unit_by_heart(tiny_face
   states = {k: metrics.to_host(v) for k, v in scoring.states(outputs, batch).items()}
   scores = scoring.scores(states)
   assert scores["p_mtl"] > 2.9, scores
+
+
+@pytest.mark.parametrize(
+  ("argument", "changes"),
+  [
+    ("", {}),
+    ("", {"model__decoder__position": "decoder", "model__decoder__layout": "elementary"}),
+    ("", {"procedure__weighting": "kendall", "losses__va": {"name": "losses.gaussian_nll"},
+          "model__decoder__heteroscedastic": True}),
+    ("", {"accumulate": 2, "procedure__sam_radius": 0.05, "procedure__mixup_alpha": 0.2}),
+    ("plain=true", {"procedure__ema_decay": 0.0}),
+    ("data=s_aff_wild2,variant=B/16", {"dtype": "bfloat16"}),
+  ],
+)  # fmt: skip
+def test_a_step_gives_the_types_that_it_takes_so_it_is_compiled_once(argument, changes):
+  config = debug_config(argument, **changes)
+  procedure = procedures.from_config(config)
+  before = jax.eval_shape(procedure.init)
+  after, _ = jax.eval_shape(procedure.train_step, before, experiment.batch_shapes(config))
+  # Weak types count: of a Python number's type, not of the array's own.
+  types = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)
+  assert types(after) == types(before)

@@ -80,8 +80,8 @@ class LayerScales(nnx.Module):
 
   def __init__(self, width: int, value: float) -> None:
     """Builds the weights; all are `value` at first."""
-    self.attention = nnx.Param(jnp.full(width, value))
-    self.mlp = nnx.Param(jnp.full(width, value))
+    self.attention = nnx.Param(jnp.full(width, value, jnp.float32))
+    self.mlp = nnx.Param(jnp.full(width, value, jnp.float32))
 
   def __call__(self, y: jax.Array, part: str) -> jax.Array:
     """Scales [batch, length, width] of the part, "attention" or "mlp"."""
