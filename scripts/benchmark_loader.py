@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from affjax import host
 from affjax.data import packed, pipeline, records
 from scripts import peers
 
@@ -148,6 +149,7 @@ class Files:
 
 def serve(options: argparse.Namespace) -> None:
   """Gives images/s over a second or so, for each line of standard input."""
+  host.keep_memory()  # as training does; here for everyone
   make, cores = contenders()[options.serve]
   if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import cv2
+import jax
 import numpy as np
 import pytest
 from conftest import COLUMNS, write_ferplus, zip_up
@@ -189,6 +190,21 @@ def test_zips_and_folders_build_the_same_data(tiny_ferplus, tmp_path):
     pairs = zip(zipped.as_data_source(split), tiny_ferplus.as_data_source(split), strict=True)
     for ours, theirs in pairs:
       np.testing.assert_array_equal(ours["image"], theirs["image"])
+
+
+def test_large_splits_have_several_files_that_hold_the_same(
+  source, tmp_path, tiny_ferplus, monkeypatch
+):
+  monkeypatch.setattr(records, "_RECORDS", 16)
+  several, summary = build(source, tmp_path / "data")
+  assert summary == records.summary(tiny_ferplus)
+  for split in ("train", "validation"):
+    read = lambda build, split=split: records.records(build, split, {}, 48)
+    count = len(read(several))
+    assert len(read(several).images.shards.paths) == -(-count // 16)
+    rows = np.arange(count)
+    for name, x in read(several).batch(rows).items():
+      jax.tree.map(np.testing.assert_array_equal, x, read(tiny_ferplus).batch(rows)[name])
 
 
 def test_the_command_builds_without_tensorflow(source, tmp_path):

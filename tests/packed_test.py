@@ -89,9 +89,9 @@ def test_packing_that_was_cut_short_is_not_used_and_can_be_repeated(faces, monke
   assert len(packed.find(faces, "validation", None)) == 32
 
 
-def test_large_splits_have_several_shards(faces, monkeypatch):
-  monkeypatch.setattr(packed, "_SHARD", 200_000)
-  packed.pack(faces, "test", 64)  # 12,288 bytes an image
+def test_large_splits_have_several_files(faces, monkeypatch):
+  monkeypatch.setattr(records, "_RECORDS", 16)
+  packed.pack(faces, "test", 64)
   found = packed.find(faces, "test", 64)
   assert found.lengths == (16, 16)
   expected = records.records(faces, "test", WANTS, 64)

@@ -11,7 +11,6 @@ They can be deleted at any time. Labels come from the table of the split.
 import argparse
 import dataclasses
 import json
-import math
 import os
 import sys
 from collections.abc import Sequence
@@ -27,7 +26,6 @@ from affjax.data import records
 
 # Of `config.data.records`; "auto" is the last of the others that is there and fits.
 KINDS = ("auto", "tfds", "encoded", "pixels")
-_SHARD = 256_000_000  # bytes
 _OPTIONS = "group_size:1,uncompressed"
 
 
@@ -122,9 +120,7 @@ def pack(build: Any, split: str, pixels: int | None = None) -> int:
   source, folder = records.shards(build, split), Path(build.data_dir)
   if (there := find(build, split, pixels)) is not None:
     return sum(os.path.getsize(path) for path in there.paths)
-  name, taken = _name(split, pixels), sum(map(os.path.getsize, source.paths))
-  size = len(source) * pixels**2 * 3 if pixels else taken
-  count = max(1, math.ceil(size / _SHARD))
+  name, count = _name(split, pixels), records.files(len(source))
   lengths = [len(rows) for rows in np.array_split(np.arange(len(source)), count)]
   files = [f"{name}.array_record-{i:05}-of-{count:05}" for i in range(count)]
   read = records.Images(source, (pixels, pixels)) if pixels else None
