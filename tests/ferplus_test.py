@@ -13,6 +13,7 @@ import pytest
 from conftest import COLUMNS, write_ferplus, zip_up
 
 from affjax.data import prepare, records
+from tfds_builders import shards
 from tfds_builders.ferplus import ferplus_dataset_builder as ferplus
 
 IMAGES = r"images +37 +3 +12"  # a line of the table: train, dev, validation
@@ -195,7 +196,7 @@ def test_zips_and_folders_build_the_same_data(tiny_ferplus, tmp_path):
 def test_large_splits_have_several_files_that_hold_the_same(
   source, tmp_path, tiny_ferplus, monkeypatch
 ):
-  monkeypatch.setattr(records, "_RECORDS", 16)
+  monkeypatch.setattr(shards, "RECORDS", 16)
   several, summary = build(source, tmp_path / "data")
   assert summary == records.summary(tiny_ferplus)
   for split in ("train", "validation"):

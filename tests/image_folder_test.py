@@ -9,7 +9,7 @@ from affwild_tree import number_in, shuffle_folders, stored, write_folder
 from affwild_tree import prepared as prepared_set
 
 from affjax.data import prepare, records
-from tfds_builders import tables
+from tfds_builders import shards
 from tfds_builders.image_folder import table
 
 
@@ -166,8 +166,8 @@ def test_sets_of_several_names_lie_beside_each_other(tmp_path):
   assert len({records.summary(b)["fingerprint"] for b in reopened}) == 3
 
 
-def test_records_are_in_the_order_of_the_csv_over_several_shards(tmp_path, monkeypatch):
-  monkeypatch.setattr(tables, "SHARD_MEGABYTES", 0.02)
+def test_records_are_in_the_order_of_the_csv_over_several_files(tmp_path, monkeypatch):
+  monkeypatch.setattr(shards, "RECORDS", 20)
   images, _ = random_rows(60)
   order = np.random.default_rng(0).permutation(images).tolist()
   text = "path,split\n" + "".join(f"{name},train\n" for name in order)

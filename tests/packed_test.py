@@ -10,6 +10,7 @@ import pytest
 
 from affjax import labels
 from affjax.data import packed, pipeline, records
+from tfds_builders import shards
 
 WANTS = {"expression": labels.EXPRESSION_MTL, "au": labels.AU_MTL[:3]}
 SIZE = 112
@@ -90,7 +91,7 @@ def test_packing_that_was_cut_short_is_not_used_and_can_be_repeated(faces, monke
 
 
 def test_large_splits_have_several_files(faces, monkeypatch):
-  monkeypatch.setattr(records, "_RECORDS", 16)
+  monkeypatch.setattr(shards, "RECORDS", 16)
   packed.pack(faces, "test", 64)
   found = packed.find(faces, "test", 64)
   assert found.lengths == (16, 16)

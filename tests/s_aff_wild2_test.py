@@ -9,7 +9,7 @@ import pytest
 from affwild_tree import ABAW3, MTL, counts, number_in, prepared, shuffle_folders, stored, write_mtl
 
 from affjax.data import records
-from tfds_builders import tables
+from tfds_builders import shards
 from tfds_builders.s_aff_wild2 import s_aff_wild2_dataset_builder as builder
 
 TRAIN, VALIDATION = MTL["train"], MTL["validation"]
@@ -125,8 +125,8 @@ def test_every_label_sits_on_its_own_image_however_folders_are_listed(
   assert {split: counts(rows) for split, rows in truth.items()} == summary["splits"]
 
 
-def test_records_are_in_list_order_over_several_shards(tree, tmp_path, monkeypatch):
-  monkeypatch.setattr(tables, "SHARD_MEGABYTES", 0.05)
+def test_records_are_in_list_order_over_several_files(tree, tmp_path, monkeypatch):
+  monkeypatch.setattr(shards, "RECORDS", 20)
   build, summary = prepared("s_aff_wild2", tree[0], tmp_path)
   assert len(records.shards(build, "train").paths) > 2
   assert_holds(build, tree[1], tree[0] / "cropped_aligned")

@@ -5,12 +5,9 @@ record i of a split is row i of its table, written as it is read, however large 
 """
 
 import abc
-import contextlib
 import dataclasses
 import io
 import itertools
-import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
 from pathlib import Path
@@ -18,13 +15,10 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from array_record.python import array_record_module
-from tensorflow_datasets.core import example_serializer
 
-from tfds_builders import images, progress
+from tfds_builders import images, progress, shards
 
 ROW_BYTES = 500  # of a record besides its image
-SHARD_MEGABYTES = 256
 READERS = 8  # threads: files are waited for, and decoding lets other threads run
 CHUNK = 512  # images read ahead
 BROKEN = 10  # images named in one error
@@ -205,25 +199,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
   def _generate_splits(self, dl_manager: Any, download_config: Any) -> list[Any]:
     """Instead of TFDS's: see the top of the file."""
     tables = self._split_generators(dl_manager)
-    return [self._write(split, table) for split, table in tables.items()]
-
-  def _write(self, split: str, table: Table) -> tfds.core.SplitInfo:
-    about = images.megabytes(table.folder, table.images)
-    shards = min(len(table), math.ceil(about / SHARD_MEGABYTES) or 1)
-    lengths = [len(part) for part in np.array_split(np.arange(len(table)), shards)]
-    serializer = example_serializer.ExampleSerializer(self.info.features.get_serialized_info())
-    template = self._get_filename_template(split_name=split)
-    examples = self._generate_examples(split, table)
-    size = 0
-    for shard, length in enumerate(lengths):
-      path = template.sharded_filepath(shard_index=shard, num_shards=shards)
-      writer = array_record_module.ArrayRecordWriter(os.fspath(path), "group_size:1")
-      with contextlib.closing(writer):
-        for example in itertools.islice(examples, length):
-          record = serializer.serialize_example(self.info.features.encode_example(example))
-          writer.write(record)
-          size += len(record)
-    next(examples, None)  # goes on to its end, where broken images are named
-    return tfds.core.SplitInfo(
-      name=split, shard_lengths=lengths, num_bytes=size, filename_template=template
-    )
+    return [
+      # Its end is where broken images are named.
+      shards.write(self, split, self._generate_examples(split, table), len(table))
+      for split, table in tables.items()
+    ]

@@ -23,6 +23,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
 from affjax.data import records
+from tfds_builders import shards as writing
 
 # Of `config.data.records`; "auto" is the last of the others that is there and fits.
 KINDS = ("auto", "tfds", "encoded", "pixels")
@@ -120,9 +121,8 @@ def pack(build: Any, split: str, pixels: int | None = None) -> int:
   source, folder = records.shards(build, split), Path(build.data_dir)
   if (there := find(build, split, pixels)) is not None:
     return sum(os.path.getsize(path) for path in there.paths)
-  name, count = _name(split, pixels), records.files(len(source))
-  lengths = [len(rows) for rows in np.array_split(np.arange(len(source)), count)]
-  files = [f"{name}.array_record-{i:05}-of-{count:05}" for i in range(count)]
+  name, lengths = _name(split, pixels), writing.lengths(len(source))
+  files = [f"{name}.array_record-{i:05}-of-{len(lengths):05}" for i in range(len(lengths))]
   read = records.Images(source, (pixels, pixels)) if pixels else None
   with tqdm(total=len(source), desc=f"packing {split}", unit="image", disable=None) as bar:
     start = 0

@@ -25,6 +25,7 @@ from tensorflow_datasets.core.utils import shard_utils
 
 import tfds_builders
 from affjax.data import records
+from tfds_builders import shards
 
 SPLITS = ("train", "dev", "validation", "test")  # in this order in a table; others after them
 # What a table calls the counts of a summary: (group, name) -> as text.
@@ -84,7 +85,7 @@ class _Files(shard_utils.ShardConfig):
   def get_number_shards(
     self, total_size: int, num_examples: int, uses_precise_sharding: bool = True
   ) -> int:
-    return records.files(num_examples)
+    return shards.count(num_examples)
 
 
 class _Download(tfds.download.DownloadConfig):

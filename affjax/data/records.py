@@ -31,11 +31,6 @@ from affjax.labels import TASKS, remap
 SUMMARY = "affjax.json"
 TABLE = "affjax_{}.npz"
 
-# For every record that is read, ArrayRecord (0.8.6) goes through a list of all records of its file:
-# 7 us of a file of 1,024, 35 of one of 16,384, which is what decoding half an image takes.
-_RECORDS = 1024
-_FILES = 256  # at most: a process may have 1,024 open
-
 # Task -> labels, and task or `expression_RULE` -> mask, of all rows of a split.
 Labels = tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
 
@@ -128,11 +123,6 @@ class Shards:
     """Names the shard and the record of a row, for messages."""
     shard = int(np.searchsorted(np.cumsum(self.lengths), row, side="right"))
     return f"record {row - sum(self.lengths[:shard])} of {self.paths[shard]}"
-
-
-def files(count: int) -> int:
-  """How many files a split of `count` records is written to, so that reading one is quick."""
-  return min(max(1, -(-count // _RECORDS)), _FILES)
 
 
 def shards(build: Any, split: str) -> Shards:

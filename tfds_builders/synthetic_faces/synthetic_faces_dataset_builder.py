@@ -1,11 +1,8 @@
 """The TFDS builder of `synthetic_faces`: rendered faces whose action units are exactly known."""
 
-import contextlib
 import dataclasses
 import io
 import json
-import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +10,9 @@ from typing import Any
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
-from array_record.python import array_record_module
-from tensorflow_datasets.core import example_serializer
 
 from affjax import labels
-from tfds_builders import progress
+from tfds_builders import progress, shards
 from tfds_builders.synthetic_faces import (
   camera,
   ceiling,
@@ -38,7 +33,6 @@ HIDING_YAW = 45
 # A face with a unit between these strengths is one whose label could as well be the other.
 BORDER = (0.15, 0.25)
 MEGABYTES = 8e-3  # of a record
-SHARD_MEGABYTES = 256
 
 
 @dataclasses.dataclass(eq=False)
@@ -219,28 +213,13 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
   def _generate_splits(self, dl_manager: Any, download_config: Any) -> list[tfds.core.SplitInfo]:
     """Instead of TFDS's, see the class."""
-    splits = self._split_generators(dl_manager)
-    return [self._write(split, examples) for split, examples in splits.items()]
-
-  def _write(self, split: str, examples: Iterator[dict[str, Any]]) -> tfds.core.SplitInfo:
-    count = self.builder_config.identities[SPLITS.index(split)] * self.builder_config.images
-    shards = min(count, math.ceil(count * MEGABYTES / SHARD_MEGABYTES))
-    lengths = [len(part) for part in np.array_split(np.arange(count), shards)]
-    serializer = example_serializer.ExampleSerializer(self.info.features.get_serialized_info())
-    template = self._get_filename_template(split_name=split)
-    size = 0
-    for shard, length in enumerate(lengths):
-      path = template.sharded_filepath(shard_index=shard, num_shards=shards)
-      writer = array_record_module.ArrayRecordWriter(os.fspath(path), "group_size:1")
-      with contextlib.closing(writer):
-        for _ in range(length):
-          record = serializer.serialize_example(self.info.features.encode_example(next(examples)))
-          writer.write(record)
-          size += len(record)
-    next(examples, None)  # goes on to its end, where the ceiling is worked out
-    return tfds.core.SplitInfo(
-      name=split, shard_lengths=lengths, num_bytes=size, filename_template=template
-    )
+    images = self.builder_config.images
+    counts = {s: n * images for s, n in zip(SPLITS, self.builder_config.identities, strict=True)}
+    return [
+      # Its end is where the ceiling is worked out.
+      shards.write(self, split, examples, counts[split])
+      for split, examples in self._split_generators(dl_manager).items()
+    ]
 
 
 def _differences(kept: dict[str, str], wanted: dict[str, str]) -> str:
