@@ -3,7 +3,7 @@
 What every module here keeps to. Sizes and `rngs` go to the constructor; `train` and `rngs` (with
 a "dropout" stream, needed only while training with a rate above 0) go to the call, so one module
 serves training and evaluation. No key is stored. Parameters are float32 and activations `dtype`;
-softmax and the statistics of LayerNorm are float32 always.
+softmax and LayerNorms are float32 always, what follows them rounds.
 """
 
 import jax
@@ -48,7 +48,7 @@ class Block(nnx.Module):
       dtype: dtype of the activations.
       rngs: source of the parameters' keys.
     """
-    norm = dict(epsilon=norm_epsilon, dtype=dtype, rngs=rngs)
+    norm = dict(epsilon=norm_epsilon, dtype=jnp.float32, rngs=rngs)
     self.attention_norm = nnx.LayerNorm(width, **norm)
     self.attention = Attention(width, num_heads, dtype=dtype, rngs=rngs)
     self.dropout = nnx.Dropout(dropout_rate)
@@ -101,10 +101,10 @@ class CrossBlock(nnx.Module):
     rngs: nnx.Rngs,
   ) -> None:
     """Builds the block; arguments as in `Block`, `width` for both streams."""
-    self.attention_norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
+    self.attention_norm = nnx.LayerNorm(width, dtype=jnp.float32, rngs=rngs)
     self.attention = CrossAttention(width, num_heads, dtype=dtype, rngs=rngs)
     self.dropout = nnx.Dropout(dropout_rate)
-    self.mlp_norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
+    self.mlp_norm = nnx.LayerNorm(width, dtype=jnp.float32, rngs=rngs)
     self.mlp = MLP(width, dropout_rate=dropout_rate, dtype=dtype, rngs=rngs)
 
   def __call__(

@@ -344,7 +344,7 @@ class PatchLayer(nnx.Module):
     """Builds the layer."""
     self.patch_size = patch_size
     self.dense = nnx.Linear(inner * patch_size**2, outer, use_bias=False, dtype=dtype, rngs=rngs)
-    self.norm = _group_norm(outer, dtype, rngs)
+    self.norm = Norm(outer, dtype, rngs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """[batch, height, width, inner] -> [batch, height / patch, width / patch, outer]."""
@@ -358,7 +358,7 @@ class ResBlock(nnx.Module):
     """Builds the block."""
     conv = dict(use_bias=False, dtype=dtype, rngs=rngs)
     self.first, self.second = (nnx.Conv(width, width, (3, 3), **conv) for _ in range(2))
-    self.first_norm, self.second_norm = (_group_norm(width, dtype, rngs) for _ in range(2))
+    self.first_norm, self.second_norm = (Norm(width, dtype, rngs) for _ in range(2))
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps [batch, height, width, channels] to the same."""
@@ -375,17 +375,29 @@ class ConvLayer(nnx.Module):
     """Builds the layer."""
     options = dict(strides=strides, use_bias=False, dtype=dtype, rngs=rngs)
     self.convolution = nnx.Conv(inner, outer, (3, 3), **options)
-    self.norm = _group_norm(outer, dtype, rngs)
+    self.norm = Norm(outer, dtype, rngs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """[batch, height, width, inner] -> [batch, height / strides, width / strides, outer]."""
     return nnx.relu(self.norm(self.convolution(x)))
 
 
-def _group_norm(channels: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.GroupNorm:
-  """GroupNorm in up to 8 groups of 8 or more channels."""
-  groups = max(g for g in (8, 4, 2, 1) if channels % g == 0 and channels // g >= 8)
-  return nnx.GroupNorm(channels, num_groups=groups, dtype=dtype, rngs=rngs)
+class Norm(nnx.GroupNorm):
+  """GroupNorm in up to 8 groups of 8 or more channels, in float32 whatever comes and goes.
+
+  So the gradients of scale and bias are sums in float32, which a TPU takes where what they are sums
+  of is made; in bfloat16 they took it another pass each.
+  """
+
+  def __init__(self, channels: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+    """Builds the layer, which gives `dtype`."""
+    groups = max(g for g in (8, 4, 2, 1) if channels % g == 0 and channels // g >= 8)
+    super().__init__(channels, num_groups=groups, dtype=jnp.float32, rngs=rngs)
+    self.given = dtype
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps [batch, height, width, channels] to the same."""
+    return super().__call__(x).astype(self.given)
 
 
 def _patches(x: jax.Array, size: int) -> jax.Array:
