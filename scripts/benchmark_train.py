@@ -4,6 +4,7 @@
   python -m scripts.benchmark_train                                   # S/16, 112 px, 16 images
   python -m scripts.benchmark_train --variant=mu/16 --batch_size=32 --pairs=10
   python -m scripts.benchmark_train --variant=B/16 --batch_size=512 --dtype=bfloat16   # on a GPU
+  python -m scripts.benchmark_train --data=synthetic_faces   # from disk to update, that is
 
 Every peer is a process of its own that holds one batch of uint8 images in memory and makes steps
 when it is told to, while the others sleep. A pair is a few steps of ours and as many of the peer's,
@@ -14,7 +15,13 @@ losses are CCC, cross-entropy and binary cross-entropy over masked labels, gradi
 AdamW moves all parameters. PyTorch runs eagerly and compiled, on a CPU with the number of threads
 that it is fastest with. On a CPU, ours has what `affjax.host` asks of the C library: "kept" is
 PyTorch with it, "not kept" ours without. `affjax augmented` is ours with the flagship's
-augmentation. The last line is what a step takes of the host: a call as `affjax.train` makes it, of
+augmentation.
+
+With `--data` each reads a prepared data set's training split, shuffled: ours as training does, from
+disk and (`affjax, resident`) from the device's memory, PyTorch's DataLoader files of the same JPEGs
+with simplejpeg, by as many workers as it is fastest with.
+
+The last line is what a step takes of the host: a call as `affjax.train` makes it, of
 a program that does nothing, against a bare `jax.jit` over the same arrays in one dict.
 """
 
@@ -34,7 +41,7 @@ import numpy as np
 from scripts import peers, sweep
 
 PEERS = ("torch eager", "torch eager, kept", "torch compile")
-OURS = ("affjax", "affjax augmented", "affjax, not kept")
+OURS = ("affjax", "affjax augmented", "affjax, not kept", "affjax, resident")
 QUIET = dict(
   flip_rate=0.0, scale=0.0, shift=0.0, brightness=0.0, contrast=0.0, cast=0.0, grey_rate=0.0,
   erase_rate=0.0, erase_area=0.15,
@@ -43,12 +50,14 @@ QUIET = dict(
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-  """What every peer trains."""
+  """What every peer trains, and on what; no data: one batch of noise."""
 
   variant: str
   image_size: int
   batch_size: int
   dtype: str
+  data: str
+  data_dir: str | None
 
 
 def batch_of(setting: Setting) -> dict[str, Any]:
@@ -85,10 +94,16 @@ def config_of(setting: Setting, augmented: bool = False) -> dict[str, Any]:
   config.losses.expression.logit_adjustment = config.losses.au.positive_weight = None
   if not augmented:
     config.augment.update(QUIET)
+  if setting.data:
+    name, _, builder_config = setting.data.partition("/")
+    config.data.update(name=name, config=builder_config)
+    config.data.view.update(noise="clean", masks="none")
   return json.loads(config.to_json_best_effort())
 
 
-def ours(setting: Setting, augmented: bool, keep: bool = True) -> Callable[[int], float]:
+def ours(
+  setting: Setting, augmented: bool = False, keep: bool = True, placement: str = "stream"
+) -> Callable[[int], float]:
   """Our step, as `affjax.main` makes it."""
   from affjax import host
 
@@ -96,22 +111,29 @@ def ours(setting: Setting, augmented: bool, keep: bool = True) -> Callable[[int]
     host.keep_memory()
   import jax
 
-  from affjax import experiment, procedures, sharding
+  from affjax import experiment, procedures, sharding, train
 
   config = config_of(setting, augmented)
+  config["data"]["placement"] = placement
   mesh, rules = experiment.open_mesh(config)
   procedure = procedures.from_config(config)
   abstract = experiment.abstract_state(procedure, mesh, rules)
-  step = experiment.train_step(procedure, abstract, mesh)
+  held = None
+  if setting.data:
+    data = experiment.Data(config, setting.data_dir)
+    held = experiment.hold(config, data, mesh, experiment.placement(config, data, mesh))
+    batches = train.training_batches(config, data, mesh, 0, held)
+  else:
+    batches = itertools.repeat(sharding.global_batch(batch_of(setting), mesh))
+  step = experiment.train_step(procedure, abstract, mesh, held)
   placed = jax.tree.map(lambda x: x.sharding, abstract)
   state = jax.jit(procedure.init, out_shardings=placed)()
-  batch = sharding.global_batch(batch_of(setting), mesh)
 
   def run(steps: int) -> float:
     nonlocal state
     start = time.perf_counter()
     for _ in range(steps):
-      state, metrics = step(state, batch)
+      state, metrics = step(state, next(batches))
     jax.block_until_ready((state, metrics))
     return (time.perf_counter() - start) / steps
 

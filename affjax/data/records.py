@@ -175,7 +175,8 @@ class Images:
       [batch] int32.
     """
     rows = np.asarray(rows)
-    images = np.zeros((len(rows), *self.size, 3), np.uint8)
+    images = np.empty((len(rows), *self.size, 3), np.uint8)
+    images[rows < 0] = 0
     real = np.flatnonzero(rows >= 0)
     for i, record in zip(real, self.shards.read(rows[real]), strict=True):
       if not self.shards.decode(record, images[i]):
