@@ -19,7 +19,8 @@ augmentation.
 
 With `--data` each reads a prepared data set's training split, shuffled: ours as training does, from
 disk and (`affjax, resident`) from the device's memory, PyTorch's DataLoader files of the same JPEGs
-with simplejpeg, by as many workers as it is fastest with.
+with simplejpeg, by as many workers as it is fastest with. What a peer reads ahead while it sleeps is a
+few batches: turns should be longer.
 
 The last line is what a step takes of the host: a call as `affjax.train` makes it, of
 a program that does nothing, against a bare `jax.jit` over the same arrays in one dict.
@@ -27,17 +28,21 @@ a program that does nothing, against a bare `jax.jit` over the same arrays in on
 
 import argparse
 import dataclasses
+import itertools
 import json
 import math
 import os
 import sys
+import tempfile
 import time
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from affjax.data import packed, records
 from scripts import peers, sweep
 
 PEERS = ("torch eager", "torch eager, kept", "torch compile")
@@ -96,7 +101,7 @@ def config_of(setting: Setting, augmented: bool = False) -> dict[str, Any]:
     config.augment.update(QUIET)
   if setting.data:
     name, _, builder_config = setting.data.partition("/")
-    config.data.update(name=name, config=builder_config)
+    config.data.update(name=name, config=builder_config, records="tfds")
     config.data.view.update(noise="clean", masks="none")
   return json.loads(config.to_json_best_effort())
 
@@ -182,17 +187,58 @@ def host_time(setting: Setting, rounds: int = 20, calls: int = 200) -> tuple[flo
 
 
 def torch_step(setting: Setting, compiled: bool, keep: bool = False) -> Callable[[int], float]:
-  """The same in PyTorch, with the number of threads that is fastest on a CPU."""
+  """The same in PyTorch, with as many threads and workers as it is fastest with."""
   from affjax import host
 
   if keep:
     host.keep_memory()
   import torch
+
+  device = "cuda" if torch.cuda.is_available() else "cpu"
+  net = torch_net(setting).to(device).train()
+  optimizer = torch.optim.AdamW(net.parameters(), 1e-3, weight_decay=0.05, fused=True)
+  loss = torch_loss(net, device, setting.dtype == "bfloat16")
+  loss = torch.compile(loss) if compiled else loss
+  batches = torch_batches(setting, device, 0)
+
+  def run(steps: int) -> float:
+    start = time.perf_counter()
+    for _ in range(steps):
+      optimizer.zero_grad(set_to_none=True)
+      loss(next(batches)).backward()
+      torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+      optimizer.step()
+    if device == "cuda":
+      torch.cuda.synchronize()
+    return (time.perf_counter() - start) / steps
+
+  def best(values: Sequence[int], set_: Callable[[int], None]) -> None:
+    seen = {}
+    for value in values:
+      set_(value)
+      run(2)
+      seen[value] = min(run(1) for _ in range(3))
+    set_(min(seen, key=seen.get))
+
+  def work(workers: int) -> None:
+    nonlocal batches
+    batches = torch_batches(setting, device, workers)
+
+  cores = os.cpu_count() or 1
+  if device == "cpu":
+    best(range(1, cores + 1), torch.set_num_threads)
+  if setting.data:
+    best(sorted({0, 1, cores // 2, cores}), work)
+  return run
+
+
+def torch_net(setting: Setting) -> Any:
+  """The ViT and the heads."""
+  import torch
   import transformers
 
   from affjax.models import vit
 
-  device = "cuda" if torch.cuda.is_available() else "cpu"
   size, _, patch = setting.variant.partition("/")
   width, depth, heads = vit._SIZES[size]
   model = transformers.ViTModel(
@@ -210,17 +256,17 @@ def torch_step(setting: Setting, compiled: bool, keep: bool = False) -> Callable
     ),
     add_pooling_layer=False,
   )
-  net = torch.nn.ModuleDict({"vit": model, "heads": torch.nn.Linear(width, 22)}).to(device).train()
-  optimizer = torch.optim.AdamW(net.parameters(), 1e-3, weight_decay=0.05, fused=True)
-  batch = batch_of(setting)
-  images = torch.from_numpy(batch["image"]).to(device)
-  labels = {task: torch.from_numpy(x).to(device) for task, x in batch["labels"].items()}
-  mask = {task: torch.from_numpy(x).to(device) for task, x in batch["mask"].items()}
-  half = setting.dtype == "bfloat16"
+  return torch.nn.ModuleDict({"vit": model, "heads": torch.nn.Linear(width, 22)})
 
-  def loss_of(images: torch.Tensor) -> torch.Tensor:
+
+def torch_loss(net: Any, device: str, half: bool) -> Callable[[Any], Any]:
+  """Batch -> the sum of the three losses."""
+  import torch
+
+  def loss(batch: Any) -> torch.Tensor:
+    labels, mask = batch["labels"], batch["mask"]
     with torch.autocast(device, torch.bfloat16, enabled=half):
-      x = images.permute(0, 3, 1, 2).float() / 127.5 - 1
+      x = batch["image"].permute(0, 3, 1, 2).float() / 127.5 - 1
       hidden = net["vit"](pixel_values=x).last_hidden_state[:, 1:]
     va, expression, au = net["heads"](hidden.float().mean(1)).split([2, 8, 12], 1)
     weight = mask["va"] / mask["va"].sum(0)
@@ -234,35 +280,62 @@ def torch_step(setting: Setting, compiled: bool, keep: bool = False) -> Callable
     of = lambda x, m: (x * m).sum() / m.sum()
     return (1 - ccc).mean() + of(votes, mask["expression"]) + of(units, mask["au"])
 
-  loss = torch.compile(loss_of) if compiled else loss_of
+  return loss
 
-  def run(steps: int) -> float:
-    start = time.perf_counter()
-    for _ in range(steps):
-      optimizer.zero_grad(set_to_none=True)
-      loss(images).backward()
-      torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-      optimizer.step()
-    if device == "cuda":
-      torch.cuda.synchronize()
-    return (time.perf_counter() - start) / steps
 
-  if device == "cpu":
-    best = {}
-    for threads in range(1, (os.cpu_count() or 1) + 1):
-      torch.set_num_threads(threads)
-      run(1)
-      best[threads] = min(run(1) for _ in range(3))
-    torch.set_num_threads(min(best, key=best.get))
-  return run
+def torch_batches(setting: Setting, device: str, workers: int) -> Iterator[Any]:
+  """Batches on the device, for ever."""
+  import jax  # for its trees alone
+  import torch
+  from torch.utils import data
+
+  placed = lambda batch: jax.tree.map(
+    lambda x: torch.as_tensor(x).to(device, non_blocking=True), batch
+  )
+  if not setting.data:
+    yield from itertools.repeat(placed(batch_of(setting)))
+  more = dict(persistent_workers=True, prefetch_factor=4) if workers else {}
+  loader = data.DataLoader(
+    Labelled(setting), setting.batch_size, shuffle=True, drop_last=True, num_workers=workers,
+    pin_memory=device == "cuda", **more,
+  )  # fmt: skip
+  while True:
+    yield from map(placed, loader)
+
+
+class Labelled:
+  """The data set as PyTorch knows them: its JPEGs as files, and their labels."""
+
+  def __init__(self, setting: Setting) -> None:
+    wants = config_of(setting)["labels"]
+    name, _, config = setting.data.partition("/")
+    build = records.builder(name, config, setting.data_dir)
+    split = records.records(build, "train", wants, setting.image_size)
+    found = packed.shards(build, "train", "encoded", setting.image_size)
+    self._folder = tempfile.TemporaryDirectory()
+    self._paths = [Path(self._folder.name) / f"{i}.jpg" for i in range(len(found))]
+    for path, image in zip(self._paths, found.read(range(len(found))), strict=True):
+      path.write_bytes(image)
+    self._rows = split.labelled({"image": None, "index": np.arange(len(found))})
+
+  def __len__(self) -> int:
+    return len(self._paths)
+
+  def __getitem__(self, row: int) -> dict[str, Any]:
+    import simplejpeg
+
+    image = simplejpeg.decode_jpeg(self._paths[row].read_bytes(), colorspace="RGB")
+    parts = {kind: {n: x[row] for n, x in self._rows[kind].items()} for kind in ("labels", "mask")}
+    return {"image": image, **parts}
 
 
 def serve(peer: str, setting: Setting) -> None:
   """Makes as many steps as it is told; seconds a step."""
   make = {
-    "affjax": lambda: ours(setting, augmented=False),
+    "affjax": lambda: ours(setting),
     "affjax augmented": lambda: ours(setting, augmented=True),
-    "affjax, not kept": lambda: ours(setting, augmented=False, keep=False),
+    "affjax, not kept": lambda: ours(setting, keep=False),
+    "affjax, resident": lambda: ours(setting, placement="device"),
     "torch eager": lambda: torch_step(setting, compiled=False),
     "torch eager, kept": lambda: torch_step(setting, compiled=False, keep=True),
     "torch compile": lambda: torch_step(setting, compiled=True),
@@ -276,11 +349,15 @@ def main() -> None:
   """Runs the pairs and prints the table."""
   arguments = sys.argv[1:]
   options = parse(arguments)
-  setting = Setting(options.variant, options.image_size, options.batch_size, options.dtype)
+  setting = Setting(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Setting)})
   if options.serve:
     serve(options.serve, setting)
     return
-  others = [name for name in (*OURS[1:], *PEERS) if name not in options.without]
+  if setting.data:
+    name, _, config = setting.data.partition("/")
+    packed.pack(records.builder(name, config, setting.data_dir), "train")  # of which files are made
+  without = {*options.without, *([] if setting.data else ["affjax, resident"])}
+  others = [name for name in (*OURS[1:], *PEERS) if name not in without]
   start = lambda name: peers.Peer("scripts.benchmark_train", [f"--serve={name}", *arguments])
   every = {name: start(name) for name in (OURS[0], *others)}
   steps = max(1, math.ceil(options.seconds / every[OURS[0]](1)))
@@ -305,7 +382,7 @@ def table(setting: Setting, times: dict[str, list[tuple[float, float]]], steps: 
   rows |= {name: float(np.median([other for _, other in seen])) for name, seen in times.items()}
   lines = [
     f"ViT-{setting.variant}, {setting.image_size} px, {setting.batch_size} images,"
-    f" {setting.dtype}; {pairs} pairs of {steps} steps",
+    f" {setting.dtype}, {setting.data or 'noise'}; {pairs} pairs of {steps} steps",
     f"a step is {work / 1e9:.1f} GFLOP; products alone at {peak.teraflops:.3g} TFLOP/s"
     f" ({peak.source}): {work / peak.teraflops / 1e9:.1f} ms",
     f"{'':18}{'ms a step':>10}{'images/s':>10}{'of peak':>9}   speed of affjax over it",
@@ -351,6 +428,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
   add("--image_size", type=int, default=112, help="pixels")
   add("--batch_size", type=int, default=16)
   add("--dtype", default="float32", choices=("float32", "bfloat16"), help="of activations")
+  add("--data", default="", help="a prepared data set, NAME or NAME/CONFIG; none: noise")
+  add("--data_dir", help="where prepared data lives")
   add("--pairs", type=int, default=20)
   add("--seconds", type=float, default=3.0, help="of one turn, about")
   add("--without", nargs="*", default=[], choices=(*OURS[1:], *PEERS), help="peers to leave out")
