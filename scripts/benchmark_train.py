@@ -19,11 +19,11 @@ augmentation.
 
 With `--data` each reads a prepared data set's training split, shuffled: ours as training does, from
 disk and (`affjax, resident`) from the device's memory, PyTorch's DataLoader files of the same JPEGs
-with simplejpeg, by as many workers as it is fastest with. What a peer reads ahead while it sleeps is a
-few batches: turns should be longer.
+with simplejpeg, by as many workers as it is fastest with. What a peer reads ahead while it sleeps
+is a few batches: turns should be longer.
 
-The last line is what a step takes of the host: a call as `affjax.train` makes it, of
-a program that does nothing, against a bare `jax.jit` over the same arrays in one dict.
+The last line is what a step takes of the host: a call as `affjax.train` makes it, of a program that
+does nothing, against a bare `jax.jit` over the same arrays in one dict.
 """
 
 import argparse
