@@ -232,6 +232,15 @@ def hold(
   )
 
 
+# Parameters that are split over the devices are gathered whole. Left to itself the compiler takes
+# products with the parts as they go round, in hundreds of messages: of these sizes two thirds more
+# work (`scripts/benchmark_tpu.py`).
+_TPU_OPTIONS = {
+  "xla_tpu_enable_windowed_einsum_for_all_gather": "false",
+  "xla_tpu_enable_windowed_einsum_for_reduce_scatter": "false",
+}
+
+
 def train_step(
   procedure: Any,
   abstract: state.TrainState,
@@ -245,6 +254,8 @@ def train_step(
   """
   placed = jax.tree.map(lambda x: x.sharding, abstract)
   options = dict(donate_argnums=0, out_shardings=(placed, sharding.replicated(mesh)))
+  if mesh.devices.flat[0].platform == "tpu":
+    options["compiler_options"] = _TPU_OPTIONS
   inputs = (placed, sharding.split_batch(mesh))
   if held is None:
     return jax.jit(procedure.train_step, in_shardings=inputs, **options)
