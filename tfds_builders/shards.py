@@ -1,7 +1,6 @@
 """Files of records: how many a split has, and how they are written in the order of its rows."""
 
 import contextlib
-import itertools
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -11,8 +10,8 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from tensorflow_datasets.core import example_serializer
 
-# For every record that is read, ArrayRecord (0.8.6) goes through a list of all records of its file:
-# 7 us of a file of 1,024, 35 of one of 16,384, which is what decoding half an image takes.
+# For every record that is read, ArrayRecord (0.8.6) goes through a list of all records of its file.
+# What reading takes is in the last line of `scripts/benchmark_loader.py`.
 RECORDS = 1024
 FILES = 256  # at most: a process may have 1,024 open
 
@@ -48,8 +47,9 @@ def write(
     path = template.sharded_filepath(shard_index=shard, num_shards=len(parts))
     writer = array_record_module.ArrayRecordWriter(os.fspath(path), "group_size:1")
     with contextlib.closing(writer):
-      for example in itertools.islice(examples, length):
-        record = serializer.serialize_example(builder.info.features.encode_example(example))
+      for _ in range(length):
+        example = builder.info.features.encode_example(next(examples))
+        record = serializer.serialize_example(example)
         writer.write(record)
         size += len(record)
   next(examples, None)  # what it does after the last
