@@ -1,6 +1,7 @@
 """What a program costs, read off it before it runs: FLOPs, memory, messages between devices."""
 
 import collections
+import contextlib
 import dataclasses
 import math
 import re
@@ -30,6 +31,30 @@ def flops(function: Callable[..., Any], *arguments: Any) -> float:
     *arguments: trees of arrays or of their shapes. They say nothing of devices: it is the sum.
   """
   return _flops(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+class MemoryShort(ValueError):
+  """Something did not fit into memory."""
+
+
+@contextlib.contextmanager
+def memory_for(what: str, remedies: str) -> Iterator[None]:
+  """Says of what runs out of memory in the block, on a device or the host, what would help.
+
+  Args:
+    what: the block is, such as "a training step".
+    remedies: fields of the config to change, and how.
+
+  Raises:
+    MemoryShort: in place of XLA's error, or NumPy's.
+  """
+  try:
+    yield
+  except (MemoryError, jax.errors.JaxRuntimeError) as e:
+    if isinstance(e, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(e):
+      raise
+    reason = (str(e).splitlines() or ["no more"])[0][:200]
+    raise MemoryShort(f"out of memory in {what} ({reason}): {remedies}") from e
 
 
 # What a device can do by its maker's data sheet: dense bfloat16 products, TFLOP/s. By a part of its

@@ -5,6 +5,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import grain
@@ -409,6 +410,7 @@ def score(
   which: str = "best",
   weights: str = "ema",
   output: str | None = SCORES,
+  facts: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
   """Scores a checkpoint and prints a table a split.
 
@@ -425,10 +427,12 @@ def score(
     which: "best" by the run's metric, "latest", or a step.
     weights: "ema" (the moving average, where one is kept) or "raw".
     output: file in `where`; None: no file.
+    facts: further entries of what is returned and written.
 
   Returns:
     {"step", "weights", "data", "scores": {split: scores}, "floors": {split: floors}}, and where
-    there are any "ceilings" and (in the first process) "probes", likewise.
+    there are any "ceilings" and (in the first process) "probes", likewise, and "unreadable":
+    {split: records that were skipped}.
   """
   root = where / workdir.CHECKPOINTS
   step = checkpoints.pick(root, which)
@@ -444,7 +448,7 @@ def score(
   probes: Mapping[str, Scores] = {}
   if primary and config["evaluate"].get("probe", True):  # absent from the configs of earlier runs
     probes = probe.scores(data, scoring, names)
-  result: dict[str, Any] = {"step": step, "weights": weights, "data": data.build.name}
+  result: dict[str, Any] = {"step": step, "weights": weights, "data": data.build.name, **facts}
   for name in names:
     evaluates = evaluates.on(data.records(name), name)
     scores, floors = evaluates(params, restored.model_state, progress=primary)
@@ -460,6 +464,14 @@ def score(
       if scoring.left_out:
         title += f"; not in this data set, so not scored: {', '.join(scoring.left_out)}"
       print(table(columns, title), flush=True)
-  if primary and output:
-    (where / output).write_text(json.dumps(result, indent=1))
+  if data.skipped:
+    result["unreadable"] = data.skipped
+  if primary:
+    for name, lost in data.skipped.items():
+      print(
+        f"{lost['count']} of {lost['of']} records of {name} could not be read and were skipped, the"
+        f" first of them: {lost['first'][0]}"
+      )
+    if output:
+      workdir.write(where / output, json.dumps(result, indent=1))
   return result

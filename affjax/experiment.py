@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -12,6 +13,7 @@ from affjax.build import bind
 from affjax.data import packed, prepare, records, views
 
 SAMPLING = ("uniform", "class_balanced")
+UNREADABLE = ("error", "skip")
 # After the name of a split: its labels as they are, where the config has it read through a view.
 NO_VIEW = "/no_view"
 # A unit on in fewer than one of 21 entries is weighed as if it were on in that many: one batch has
@@ -35,6 +37,12 @@ class Data:
     self.sampling = data.get("sampling", "uniform")  # absent from the configs of earlier runs
     if self.sampling not in SAMPLING:
       raise ValueError(f"config.data.sampling={self.sampling!r}: use one of {', '.join(SAMPLING)}")
+    self._unreadable = data.get("unreadable", "error")  # likewise
+    if self._unreadable not in UNREADABLE:
+      raise ValueError(
+        f"config.data.unreadable={self._unreadable!r}: use one of {', '.join(UNREADABLE)}"
+      )
+    self._skipped: dict[str, records.Skipped] = {}
     self._view = data.get("view") or {}  # likewise
     views.View(**self._view)  # what it refuses is said before any data is made
     self._seen: dict[str, records.Labels] = {}
@@ -46,7 +54,9 @@ class Data:
     self.select, self.report = data["select"], tuple(data["report"])
     self.train_split = data["train"]
     for split in (self.train_split, self.select, *self.report):
-      packed.shards(self.build, split, self._records, self.image_size)
+      found = packed.shards(self.build, split, self._records, self.image_size)
+      if self._unreadable == "error":
+        found.check()
 
   def view(self, split: str) -> views.View:
     """What a split is read through."""
@@ -73,7 +83,15 @@ class Data:
     """Opens a split in terms of the model's labels; images are of the config's size by default."""
     name, size = split.removesuffix(NO_VIEW), image_size or self.image_size
     found = packed.shards(self.build, name, self._records, size)
-    return records.records(self.build, name, self.labels, size, self.seen(split), found)
+    skipped = None
+    if self._unreadable == "skip":
+      skipped = self._skipped.setdefault(name, records.Skipped(name, len(found)))
+    return records.records(self.build, name, self.labels, size, self.seen(split), found, skipped)
+
+  @property
+  def skipped(self) -> dict[str, dict[str, Any]]:
+    """Split -> what of it this process has skipped so far, see `records.Skipped.facts`."""
+    return {split: skipped.facts() for split, skipped in self._skipped.items() if skipped}
 
   def labelled(self, split: str, task: str) -> int:
     """How many images of a split have labels of a task."""
@@ -142,7 +160,7 @@ def resolve_losses(config: Mapping[str, Any], data: Data | None) -> dict[str, An
     shapes = [jax.ShapeDtypeStruct((1, size), np.float32)] * 2
     shapes.append(jax.ShapeDtypeStruct((1,) if task == "expression" else (1, size), np.float32))
     try:
-      jax.eval_shape(bind(section, "affjax", 3), *shapes)
+      jax.eval_shape(bind(section, "affjax.losses", 3), *shapes)
     except ValueError as e:
       raise ValueError(f"config.losses.{task}: {e}") from e
   return {**config, "losses": sections}
@@ -250,21 +268,31 @@ def train_step(
   """The procedure's step, jitted: takes and gives a state that lives where `abstract` says.
 
   The state is donated. Metrics come whole on every device. Of a split that the devices hold, it
-  takes the rows of a batch.
+  takes the rows of a batch. Where loss or gradient are not finite nothing but the number of the
+  step changes.
   """
   placed = jax.tree.map(lambda x: x.sharding, abstract)
   options = dict(donate_argnums=0, out_shardings=(placed, sharding.replicated(mesh)))
   if mesh.devices.flat[0].platform == "tpu":
     options["compiler_options"] = _TPU_OPTIONS
   inputs = (placed, sharding.split_batch(mesh))
+  taken = lambda state, batch: _if_finite(state, *procedure.train_step(state, batch))
   if held is None:
-    return jax.jit(procedure.train_step, in_shardings=inputs, **options)
+    return jax.jit(taken, in_shardings=inputs, **options)
   step = jax.jit(
-    lambda state, rows, arrays: procedure.train_step(state, held.batch(arrays, rows)),
+    lambda state, rows, arrays: taken(state, held.batch(arrays, rows)),
     in_shardings=(*inputs, jax.tree.map(lambda x: x.sharding, held.arrays)),
     **options,
   )
   return lambda state, rows: step(state, rows, held.arrays)
+
+
+def _if_finite(
+  before: state.TrainState, after: state.TrainState, metrics: Mapping[str, jax.Array]
+) -> tuple[state.TrainState, Mapping[str, jax.Array]]:
+  finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
+  kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
+  return kept.replace(step=after.step), metrics
 
 
 def batch_shapes(config: Mapping[str, Any]) -> Any:

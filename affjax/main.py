@@ -5,17 +5,22 @@ arguments after a colon (`--config=configs/vit_mtl.py:data=ferplus,variant=S/16`
 again continues the run to the bit.
 """
 
+import errno
 import json
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from affjax import host
+from affjax import host, stopping
+
+# What is wrong with a place that cannot be written to, for the user to mend.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_LONGEST_NAME = 200  # of a flag
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Its file, e.g. configs/vit_mtl.py")
 _WORKDIR = flags.DEFINE_string(
@@ -82,10 +87,10 @@ def _config() -> dict[str, Any]:
     raise ValueError(f"--config: {e}") from e
 
 
-def _run() -> None:
+def _run(stop: stopping.Stop) -> None:
   host.keep_memory()
   # Imported here: a mistyped flag is answered at once.
-  from affjax import compiled, dry_run, evaluate, train, workdir
+  from affjax import checkpoints, compiled, dry_run, evaluate, train, workdir
 
   where = _WORKDIR.value and Path(_WORKDIR.value)
   if _MODE.value == "evaluate" and where and not _CONFIG.value:
@@ -97,8 +102,9 @@ def _run() -> None:
   where = where or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"]))
   _join_cluster()
   compiled.keep()
+  checkpoints.quiet()
   if _MODE.value == "train":
-    train.run(config, where, _DATA_DIR.value)
+    train.run(config, where, _DATA_DIR.value, stop)
   elif _MODE.value == "check":
     dry_run.run(
       config,
@@ -123,7 +129,8 @@ def _main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise ValueError(f"unexpected argument {argv[1]!r}: flags are written --name=value")
   logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant to be so
-  _run()
+  with stopping.Stop(owns_process=True, cluster=_COORDINATOR.value is not None) as stop:
+    _run(stop)
 
 
 def _mendable(error: BaseException) -> bool:
@@ -143,15 +150,23 @@ def _one_line(error: BaseException) -> str:
   text = text.replace("\\n", " ").replace("\\'", "'").replace('\\"', '"')
   if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
     text = text[1:-1]
-  return " ".join(text.split())
+  text = " ".join(text.split())
+  # What was given may hold anything, such as bytes that no terminal can be sent.
+  return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
   """Parses flags; what is wrong with them is said in one line."""
+  for name in (argument.partition("=")[0] for argument in argv):
+    # absl would look for flags that are spelt like it, in the square of its length.
+    if name.startswith("-") and len(name) > _LONGEST_NAME:
+      sys.exit(f"error: {_one_line(ValueError(name[:60]))}...: no flag has so long a name")
   try:
     return flags.FLAGS(list(argv))
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as e:
     sys.exit(f"error: {_one_line(e)}")
+  except SyntaxError as e:
+    sys.exit(f"error: --config: {_one_line(ValueError(f'{e.filename}:{e.lineno}: {e.msg}'))}")
 
 
 def cli() -> None:
@@ -161,10 +176,21 @@ def cli() -> None:
     return
   try:
     app.run(_main, flags_parser=_parse)
-  except ValueError as e:
+  except (ValueError, FloatingPointError) as e:
     if not _mendable(e):
       raise
-    sys.exit(f"error: {_one_line(e)}")
+    _fail(_one_line(e))
+  except OSError as e:
+    if e.errno not in _DISK:
+      raise
+    _fail(f"{e.filename or 'writing'}: {e.strerror}: make room or name another place")
+
+
+def _fail(text: str) -> NoReturn:
+  """Ends the process at once: threads that wait for what failed would wait for ever."""
+  sys.stdout.flush()
+  print(f"error: {text}", file=sys.stderr, flush=True)
+  stopping.leave(1)
 
 
 if __name__ == "__main__":

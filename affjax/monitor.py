@@ -4,7 +4,7 @@ import collections
 import contextlib
 import functools
 import json
-import math
+import os
 import resource
 import sys
 import time
@@ -14,7 +14,8 @@ from types import TracebackType
 from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2, summary_pb2
 from tqdm import tqdm
 
 from affjax import cost
@@ -22,6 +23,8 @@ from affjax import cost
 LOG = "metrics.jsonl"
 # What a line of training says of the machine; all else of it is the same wherever it runs again.
 SPEED = ("images_per_second", "teraflops", "mfu", "waiting_for_data", "memory_gb")
+# Kinds of lines that are written before a step is saved.
+OF_A_STEP = ("train", "nonfinite", "time")
 # What the time of a run went to besides its steps, in the order in which it is said.
 SPENT = ("compile", "data", "evaluation", "checkpoints")
 # Of JAX; these do not contain each other. Tracing is not among them: its parts do.
@@ -31,8 +34,11 @@ _COMPILING = (
 )
 
 
-def cut_back(path: Path, step: int) -> None:
-  """Drops the lines of later steps, and a last line that a kill cut short."""
+def cut_back(path: Path, step: int, scored: bool) -> None:
+  """Drops what a run that continues from `step` writes anew, and a last line that a kill cut short.
+
+  That is the lines of later steps, and, where the step has not got its score, its evaluation.
+  """
   if not path.is_file():
     return
   kept = []
@@ -41,11 +47,17 @@ def cut_back(path: Path, step: int) -> None:
       entry = json.loads(line)
     except json.JSONDecodeError:
       continue
-    if entry["step"] <= step:
+    if entry["step"] < step or (entry["step"] == step and (scored or entry["kind"] in OF_A_STEP)):
       kept.append(line)
   partial = path.with_suffix(".partial")
   partial.write_text("".join(line + "\n" for line in kept))
   partial.rename(path)
+
+
+def lines(path: Path, kind: str) -> list[dict[str, Any]]:
+  """The entries of one kind in a log, in their order."""
+  entries = map(json.loads, path.read_text().splitlines())
+  return [entry for entry in entries if entry["kind"] == kind]
 
 
 class Monitor:
@@ -56,6 +68,7 @@ class Monitor:
     tasks: names, in the order in which they are shown.
     steps: of the whole run.
     start: the step that the run continues from; what was logged beyond it is dropped.
+    scored: whether that step was evaluated and is not going to be again.
     batch_size: of the global batch, for images/s.
     primary: whether this process writes and prints (one of them does).
     flops: floating-point operations of a step, by `cost.flops`.
@@ -69,6 +82,7 @@ class Monitor:
     tasks: Iterable[str],
     steps: int,
     start: int,
+    scored: bool = False,
     batch_size: int,
     primary: bool,
     flops: float = 0.0,
@@ -86,10 +100,9 @@ class Monitor:
     self._began = self._since = time.perf_counter()
     self._last = start
     if primary:
-      cut_back(workdir / LOG, start if start else -1)
+      cut_back(workdir / LOG, start if start else -1, scored)
       self._log = (workdir / LOG).open("a")
-      # Events from `purge_step` on are hidden by TensorBoard: the run writes them anew.
-      self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+      self._events = _Events(workdir / "tensorboard", start + 1)
     live = primary and sys.stderr.isatty()
     self._bar = tqdm(total=steps, initial=start, unit="step", disable=not live, dynamic_ncols=True)
     self._live = live
@@ -147,11 +160,7 @@ class Monitor:
     self._bar.update()
 
   def train(self, step: int, values: Mapping[str, Any]) -> None:
-    """Logs a step's numbers with speed and waiting since the last call.
-
-    Raises:
-      FloatingPointError: the loss is not finite.
-    """
+    """Logs a step's numbers with speed and waiting since the last call."""
     values = {name: float(value) for name, value in values.items()}
     speed = self._speed(step)
     self.write(step, "train", values | speed)
@@ -160,9 +169,6 @@ class Monitor:
     if not self._live:
       left = self._batch_size * (self._steps - step) / max(speed["images_per_second"], 1e-9)
       self.say(f"step {step}/{self._steps}  {line}  ETA {tqdm.format_interval(left)}")
-    for name in (n for n in values if n.startswith("loss")):
-      if not math.isfinite(values[name]):
-        raise FloatingPointError(f"step {step}: {name} is {values[name]}")
 
   def _speed(self, step: int) -> dict[str, float]:
     """SPEED since the last line."""
@@ -188,8 +194,40 @@ class Monitor:
       return
     self._log.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
     self._log.flush()
-    for name, value in values.items():
-      self._events.add_scalar(f"{kind}/{name}", value, step)
+    self._events.add({f"{kind}/{name}": value for name, value in values.items()}, step)
+
+
+class _Events:
+  """Scalars for TensorBoard, written by the caller's own thread.
+
+  (tensorboardX's SummaryWriter has a thread of its own. If that ends, because the disk is full,
+  whoever adds scalars waits for it for ever.)
+
+  Args:
+    folder: of the event files; this writes a new one.
+    first: events of earlier starts are hidden from this step on: the run writes them anew.
+  """
+
+  def __init__(self, folder: Path, first: int) -> None:
+    folder.mkdir(exist_ok=True)
+    self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}")
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._write(step=first, session_log=start)
+
+  def add(self, values: Mapping[str, float], step: int) -> None:
+    """Writes named numbers of a step."""
+    summary = summary_pb2.Summary(
+      value=[summary_pb2.Summary.Value(tag=n, simple_value=v) for n, v in values.items()]
+    )
+    self._write(step=step, summary=summary)
+    self._writer.flush()
+
+  def _write(self, **content: Any) -> None:
+    self._writer.write_event(event_pb2.Event(wall_time=time.time(), **content))
+
+  def close(self) -> None:
+    """Closes the file."""
+    self._writer.close()
 
 
 def describe(tasks: Iterable[str], values: Mapping[str, float], speed: Mapping[str, float]) -> str:

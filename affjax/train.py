@@ -1,16 +1,15 @@
 """The main job: data, model, loop, scores. Stopped anywhere, it continues to the bit."""
 
 import contextlib
+import shutil
 import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import grain
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from affjax import (
@@ -18,12 +17,14 @@ from affjax import (
   cost,
   evaluate,
   experiment,
+  finite,
   initialise,
   monitor,
   procedures,
   report,
   resident,
   sharding,
+  stopping,
   workdir,
 )
 from affjax.data import pipeline
@@ -34,30 +35,12 @@ PROFILE = "profile"
 WARM = 10  # steps before the first that is traced
 
 
-class Stop:
-  """Ctrl-C and SIGTERM ask the loop to save and leave; a second Ctrl-C leaves at once."""
-
-  def __init__(self) -> None:
-    self.signal: int | None = None
-
-  def __enter__(self) -> "Stop":
-    self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
-    return self
-
-  def __exit__(self, *unused: object) -> None:
-    for number, handler in self._before.items():
-      signal.signal(number, handler)
-
-  def _ask(self, number: int, frame: FrameType | None) -> None:
-    if self.signal is not None:
-      raise KeyboardInterrupt
-    self.signal = number
-
-  def asked(self, step: int) -> bool:
-    """Whether to stop before step `step + 1`; all processes agree."""
-    if jax.process_count() > 1:
-      return multihost_utils.reached_preemption_sync_point(step)
-    return self.signal is not None
+# What to change where memory is short.
+SMALLER_STEP = (
+  "use a smaller config.batch_size or config.model.encoder.variant, config.accumulate=2 or more, or"
+  " config.model.encoder.remat=True; on several devices config.mesh.rules=fsdp"
+)
+SMALLER_EVALUATION = "use a smaller config.evaluate.batch_size, or config.data.placement=stream"
 
 
 class Profile:
@@ -124,42 +107,63 @@ def training_batches(
   return iter(grain.experimental.ThreadPrefetchIterDataset(placed, prefetch_buffer_size=2))
 
 
-def run(config: Mapping[str, Any], where: Path, data_dir: str | None = None) -> dict[str, Any]:
+def run(
+  config: Mapping[str, Any],
+  where: Path,
+  data_dir: str | None = None,
+  stop: stopping.Stop | None = None,
+) -> dict[str, Any]:
   """Trains up to `config.steps`, continuing what `where` holds, and scores the best step.
 
   Args:
     config: plain nested dict, see `configs/`.
     where: the run's folder.
     data_dir: where prepared data lives; None: TFDS's default place.
+    stop: what hears signals, already at work; None: one is set to work here.
 
   Returns:
-    Split -> scores of the best step; empty if the run was stopped before its end.
+    Split -> scores of the best step.
 
   Raises:
-    ValueError: before anything is compiled: the config, the data or the folder do not fit.
+    ValueError: before anything is compiled: the config, the data or the folder do not fit, or
+      another run has the folder. Later: a checkpoint could not be saved, or memory is short.
+    FloatingPointError: loss or gradient are not finite, and `config.nonfinite` is "stop".
+    SystemExit: the run was stopped by a signal; what it did is saved.
   """
-  workdir.check(where, config)
-  resolved, data, procedure, mesh = experiment.open_training(config, data_dir)
-  choose = evaluate.evaluator(config, data, data.select, procedure, mesh, often=True)
-  evaluate.check_metric(config, data)
-  plan = experiment.placement(config, data, mesh)
-  taken = None
-  if not checkpoints.sealed(where / workdir.CHECKPOINTS):
-    taken = initialise.read(config.get("initialise"), experiment.abstract_state(procedure, mesh))
-  primary = jax.process_index() == 0
-  if primary:
-    facts = {"initialise": taken.facts} if taken else {}
-    workdir.record(where, config, {"devices": [str(d) for d in jax.devices()], **facts})
-    print(f"{experiment.describe(resolved, data, procedure, mesh)}\n       {plan}")
-    print(f"run    {where}", flush=True)
-  with Stop() as stop:
+  with contextlib.ExitStack() as held:
+    if stop is None:
+      stop = held.enter_context(stopping.Stop())
+    finite.choice(config)
+    workdir.check(where, config)
+    resolved, data, procedure, mesh = experiment.open_training(config, data_dir)
+    choose = evaluate.evaluator(config, data, data.select, procedure, mesh, often=True)
+    evaluate.check_metric(config, data)
+    plan = experiment.placement(config, data, mesh)
+    abstract = experiment.abstract_state(procedure, mesh)
+    taken = None
+    if not checkpoints.sealed(where / workdir.CHECKPOINTS):
+      taken = initialise.read(config.get("initialise"), abstract)
+    primary = jax.process_index() == 0
+    if primary:
+      held.enter_context(workdir.claim(where))
+      _check_room(where, abstract)
+      facts = {"initialise": taken.facts} if taken else {}
+      workdir.record(where, config, {"devices": [str(d) for d in jax.devices()], **facts})
+      print(f"{experiment.describe(resolved, data, procedure, mesh)}\n       {plan}")
+      print(f"run    {where}", flush=True)
     finished = _loop(config, where, data, procedure, mesh, choose, stop, taken, plan)
-  if not finished:
-    print(f"stopped by signal {stop.signal}; the same command continues", flush=True)
-    raise SystemExit(128 + (stop.signal or signal.SIGTERM))
-  if primary:
-    report.save_weights(where / WEIGHTS, where / monitor.LOG)
-  return evaluate.score(config, where, data, procedure, mesh)
+    if not finished:
+      stopping.say(stop.signal, "training")
+      raise SystemExit(stopping.code(stop.signal or signal.SIGTERM))
+    skipped = [line["step"] for line in monitor.lines(where / monitor.LOG, "nonfinite")]
+    if primary:
+      report.save_weights(where / WEIGHTS, where / monitor.LOG)
+      if skipped:
+        print(f"       {len(skipped)} updates were not finite and were skipped: steps {skipped}")
+    facts = {"skipped_updates": skipped} if skipped else {}
+    stop.where = "scoring"
+    with cost.memory_for("an evaluation", SMALLER_EVALUATION):
+      return evaluate.score(config, where, data, procedure, mesh, facts=facts)
 
 
 def _loop(
@@ -169,7 +173,7 @@ def _loop(
   procedure: Any,
   mesh: Mesh,
   choose: evaluate.Evaluator,
-  stop: Stop,
+  stop: stopping.Stop,
   taken: initialise.Taken | None,
   plan: resident.Plan,
 ) -> bool:
@@ -183,34 +187,16 @@ def _loop(
     keep_last=settings["keep_last"],
     keep_best=settings["keep_best"],
   )
+  stop.saved = saved.wait
   position = {"seed": config["seed"], "fingerprint": data.summary["fingerprint"]}
-  if saved.latest is None:
-    # Read here only where checkpoints were there and all of them turned out to be damaged.
-    taken = taken or initialise.read(config.get("initialise"), abstract)
-    first = lambda arrays: initialise.fill(procedure.init(), arrays)
-    placed = jax.tree.map(lambda x: x.sharding, abstract)
-    # It runs once: where a CPU compiles it, that takes twice as long with all optimisations.
-    quick = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-    init = jax.jit(first, out_shardings=placed, compiler_options=quick)
-    current = init(taken.arrays if taken else {})
-    if taken and primary:
-      print(taken.report, flush=True)
-    start = 0
-  else:
-    start = saved.latest
-    current, found = saved.restore(start, abstract)
-    if found["fingerprint"] != position["fingerprint"]:
-      raise ValueError(
-        f"{where} was trained on other data than {data.build.data_dir} holds (fingerprint"
-        f" {found['fingerprint'][:12]} against {position['fingerprint'][:12]})"
-      )
-    if primary:
-      print(f"       continues from step {start}", flush=True)
-  held = experiment.hold(config, data, mesh, plan) if start < config["steps"] else None
+  start = saved.latest or 0
+  with cost.memory_for("the state and the training images", SMALLER_STEP):
+    current = _first_state(config, where, data, procedure, abstract, saved, taken)
+    held = experiment.hold(config, data, mesh, plan) if start < config["steps"] else None
   train_step = experiment.train_step(procedure, abstract, mesh, held)
   batches = training_batches(config, data, mesh, start, held)
   ceilings = evaluate.ceilings(data, data.select, choose.scoring)
-  step, pending, flying = start, None, None
+  step, pending, flying, scored = start, None, None, saved.scored
   peak = None
   if primary:
     peak = cost.peak(list(mesh.devices.flat), procedures.activation_dtype(config["dtype"]))
@@ -220,56 +206,134 @@ def _loop(
     tasks=config["labels"],
     steps=config["steps"],
     start=start,
+    scored=scored,
     batch_size=config["batch_size"],
     primary=primary,
     flops=experiment.step_flops(config) if primary else 0.0,
     peak=peak,
   )
   traced = Profile(where / PROFILE, start + WARM, config.get("profile", 0))
-  with contextlib.closing(saved), contextlib.closing(batches), watch, traced:
+  look = lambda: _look(flying, config, data, procedure, current, watch)
+  short = cost.memory_for("a training step", SMALLER_STEP)
+  with contextlib.closing(saved), contextlib.closing(batches), watch, traced, short:
     while True:
       # Invariant: `current` has seen `step` updates and `batches` has given `step` batches.
       last = step == config["steps"]
       leaving = not last and stop.asked(step)
-      evaluates = step > start and (last or step % config["evaluate"]["every"] == 0)
+      evaluates = step > 0 and not scored and (last or step % config["evaluate"]["every"] == 0)
       if evaluates or leaving or last or step % settings["every"] == 0:
+        look()
+        flying = None  # the state is about to be read, so it has landed
         if pending is not None:
           watch.train(*pending)  # before the save: the log must hold what the checkpoint has seen
           pending = None
-        value = None
-        if evaluates:
-          with watch.spending("evaluation"):
+        if step > start:
+          with watch.spending("checkpoints"):
+            saved.save(step, current, position | {"step": step})
+          stop.holds = False
+        if evaluates and not leaving:
+          stop.where = "evaluating"
+          with watch.spending("evaluation"), cost.memory_for("an evaluation", SMALLER_EVALUATION):
             scores, floors = choose(current.averaged, current.model_state, progress=primary)
             watch.write(step, choose.name, scores)
             columns = {"score": scores, "floor": floors, "ceiling": ceilings}
             watch.say(evaluate.table(columns, f"step {step}, {choose.name}"))
-            value = scores[settings["metric"]]
-        if step > start:
-          with watch.spending("checkpoints"):
-            saved.save(step, current, position | {"step": step}, value)
+          saved.score(step, scores[settings["metric"]])
+          stop.where = "training"
       if last or leaving:
         break
-      traced.before(step, flying)
+      traced.before(step, flying and flying[1])
       with watch.spending("data"):
         batch = next(batches)
       if step == 0:
         seen = jax.jit(held.batch)(held.arrays, batch) if held else batch
         _picture(where / PICTURE, procedure, seen, data, sharding.replicated(mesh))
-      # The first time it is traced and compiled.
-      with watch.spending("compile") if step == start else contextlib.nullcontext():
+      first = step == start
+      stop.where = "compiling" if first else "training"
+      with watch.spending("compile") if first else contextlib.nullcontext():
         current, metrics = train_step(current, batch)  # donates `current`
+      stop.holds = True
       if flying is not None:
         # One step in flight: the device never waits, and waiting for data is measured honestly.
-        jax.block_until_ready(flying)
-      flying = metrics
+        jax.block_until_ready(flying[1])
+      look()
+      flying = (step + 1, metrics)
+      saved.check()
       if pending is not None:
         watch.train(*pending)
-      step += 1
+      step, scored = step + 1, False
       watch.advance()
       pending = (step, metrics) if step % config["log_every"] == 0 else None
     if step > start:
       watch.summary()
+  stop.holds = False
   return last
+
+
+def _check_room(where: Path, abstract: Any) -> None:
+  """Raises ValueError where the disk has no room for a single checkpoint."""
+  size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract))
+  free = shutil.disk_usage(where).free
+  if free < size:
+    raise ValueError(
+      f"a checkpoint takes about {size / 1e6:,.0f} MB and {where} has {free / 1e6:,.0f} MB free:"
+      " make room, or name another place with --workdir"
+    )
+
+
+def _first_state(
+  config: Mapping[str, Any],
+  where: Path,
+  data: experiment.Data,
+  procedure: Any,
+  abstract: Any,
+  saved: checkpoints.Checkpoints,
+  taken: initialise.Taken | None,
+) -> Any:
+  """The state of the step to continue from, or of step 0; refuses what does not belong here."""
+  primary = jax.process_index() == 0
+  if saved.latest is not None:
+    current, found = saved.restore(saved.latest, abstract)
+    fingerprint = data.summary["fingerprint"]
+    if found["fingerprint"] != fingerprint:
+      raise ValueError(
+        f"{where} was trained on other data than {data.build.data_dir} holds (fingerprint"
+        f" {found['fingerprint'][:12]} against {fingerprint[:12]})"
+      )
+    if primary:
+      print(f"       continues from step {saved.latest}", flush=True)
+    return current
+  # Read here only where checkpoints were there and all of them turned out to be damaged.
+  taken = taken or initialise.read(config.get("initialise"), abstract)
+  first = lambda arrays: initialise.fill(procedure.init(), arrays)
+  placed = jax.tree.map(lambda x: x.sharding, abstract)
+  # It runs once: where a CPU compiles it, that takes twice as long with all optimisations.
+  quick = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+  init = jax.jit(first, out_shardings=placed, compiler_options=quick)
+  current = init(taken.arrays if taken else {})
+  if taken and primary:
+    print(taken.report, flush=True)
+  return current
+
+
+def _look(
+  flying: tuple[int, Any] | None,
+  config: Mapping[str, Any],
+  data: experiment.Data,
+  procedure: Any,
+  current: Any,
+  watch: monitor.Monitor,
+) -> None:
+  """Sees to it that an update was finite: else it is logged, and the run stops if it is to."""
+  if flying and (values := finite.found(flying[1])):
+    text = finite.explain(values, flying[0], config, data, procedure, current)
+    watch.write(flying[0], "nonfinite", values)
+    if finite.choice(config) == "stop":
+      raise FloatingPointError(
+        f"{text}; nothing was saved since: find the cause, lower config.optimizer.learning_rate in"
+        " another --workdir, or go on without such updates by config.nonfinite=skip"
+      )
+    watch.say(f"skipped: {text}")
 
 
 def _picture(path: Path, procedure: Any, batch: Any, data: experiment.Data, whole: Any) -> None:

@@ -1,23 +1,29 @@
 """What a run leaves in its folder, and when a folder may be used again."""
 
+import contextlib
+import fcntl
 import importlib.metadata
 import json
+import os
 import re
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 CONFIG = "config.json"
 STARTS = "starts.jsonl"
 CHECKPOINTS = "checkpoints"
+IN_USE = ".in_use"
 
-# Fields that may change between starts of one run: they do not change a single bit of it.
+# Fields that may change between starts of one run: they do not change a single bit of it. (What to
+# do about the first update that is not finite, or record that cannot be read, is asked only there.)
 FREE = re.compile(
-  r"log_every|profile|evaluate\.(every|probe)|checkpoint\.every"
-  r"|data\.(workers|threads|placement|records)|mesh\.\w+"
+  r"log_every|profile|nonfinite|evaluate\.(every|probe)|checkpoint\.every"
+  r"|data\.(workers|threads|placement|records|unreadable)|mesh\.\w+"
 )
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "affjax")
 
@@ -52,7 +58,37 @@ def read_config(workdir: Path) -> dict[str, Any]:
   path = workdir / CONFIG
   if not path.is_file():
     raise ValueError(f"{workdir} holds no run ({CONFIG} is missing): check --workdir")
-  return json.loads(path.read_text())
+  try:
+    config = json.loads(path.read_bytes())
+  except (ValueError, RecursionError) as e:
+    raise ValueError(f"{path} is not the config of a run: {e}") from None
+  if not isinstance(config, dict) or not config:
+    raise ValueError(f"{path} is not the config of a run: it holds no fields")
+  return config
+
+
+@contextlib.contextmanager
+def claim(workdir: Path) -> Iterator[None]:
+  """Keeps a folder for the run in this process until the block, or the process, ends.
+
+  Raises:
+    ValueError: another process has it.
+  """
+  workdir.mkdir(parents=True, exist_ok=True)
+  with (workdir / IN_USE).open("a+") as f:
+    try:
+      # The process's own: data workers that outlive it do not hold it.
+      fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      f.seek(0)
+      raise ValueError(
+        f"{workdir} is in use by {f.read().strip() or 'another run'}: wait for it, stop it, or use"
+        " another --workdir"
+      ) from None
+    f.truncate(0)
+    f.write(f"process {os.getpid()} on {socket.gethostname()}, {time.strftime('%F %T %z')}")
+    f.flush()
+    yield
 
 
 def check(workdir: Path, config: Mapping[str, Any]) -> None:
@@ -64,13 +100,18 @@ def check(workdir: Path, config: Mapping[str, Any]) -> None:
     )
 
 
+def write(path: Path, text: str) -> None:
+  """Writes a file so that it is there whole or not at all."""
+  partial = path.with_name(f".{path.name}")
+  partial.write_text(text)
+  partial.rename(path)
+
+
 def record(workdir: Path, config: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
   """Writes the config (once) and who started what when, with which code (every start)."""
   workdir.mkdir(parents=True, exist_ok=True)
   if not (workdir / CONFIG).is_file():
-    partial = workdir / f".{CONFIG}"
-    partial.write_text(json.dumps(config, indent=1))
-    partial.rename(workdir / CONFIG)
+    write(workdir / CONFIG, json.dumps(config, indent=1))
   start = {
     "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     "command": [sys.executable, *sys.orig_argv[1:]],

@@ -1,6 +1,7 @@
 """What configs share. Nothing of affjax is imported here, so a config can be read anywhere."""
 
 import difflib
+import re
 from typing import Any
 
 import ml_collections
@@ -12,7 +13,8 @@ def parse(argument: str, **defaults: Any) -> dict[str, Any]:
 
   Args:
     argument: comma-separated `key=value`; a key alone is True.
-    **defaults: key -> default; values take the type of the default.
+    **defaults: key -> default; values take the type of the default. Numbers are whole and from 1
+      on, or from 0 where the default is 0.
 
   Raises:
     ValueError: a key that is not among the defaults, or a value of another type.
@@ -24,27 +26,31 @@ def parse(argument: str, **defaults: Any) -> dict[str, Any]:
       close = difflib.get_close_matches(key, defaults, 1)
       hint = f"did you mean {close[0]!r}? " if close else ""
       raise ValueError(f"config argument {key!r}: {hint}use {', '.join(defaults)}")
-    values[key] = _read(key, text, type(defaults[key])) if given else True
+    values[key] = _read(key, text, defaults[key]) if given else True
     if type(values[key]) is not type(defaults[key]):
       raise ValueError(f"config argument {key!r} needs a value: {key}={defaults[key]}")
   return values
 
 
-def _read(key: str, text: str, kind: type) -> Any:
-  if kind is bool:
+def _read(key: str, text: str, default: bool | int | str) -> bool | int | str:
+  if isinstance(default, bool):
     if text.lower() not in ("true", "false", "1", "0"):
-      raise ValueError(f"config argument {key}={text}: use true or false")
+      raise ValueError(f"config argument {key}={text!r}: use true or false")
     return text.lower() in ("true", "1")
-  try:
-    return kind(text)
-  except ValueError:
-    raise ValueError(f"config argument {key}={text}: not {kind.__name__}") from None
+  if isinstance(default, str):
+    return text
+  # More digits are more than the step of a run can count.
+  if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
+    raise ValueError(f"config argument {key}={text!r}: not int, or of more than nine digits")
+  if int(text) < min(default, 1):
+    raise ValueError(f"config argument {key}={text}: use at least {min(default, 1)}")
+  return int(text)
 
 
 def one_of(key: str, value: str, allowed: Any) -> str:
   """Returns `value`, or raises ValueError naming what is allowed."""
   if value not in allowed:
-    raise ValueError(f"config argument {key}={value}: use one of {', '.join(allowed)}")
+    raise ValueError(f"config argument {key}={value!r}: use one of {', '.join(allowed)}")
   return value
 
 
@@ -54,6 +60,7 @@ def training(config: ml_collections.ConfigDict) -> None:
   config.accumulate = 1  # micro-batches that a batch is cut into where memory is short
   config.dtype = "auto"  # of activations: float32 on CPU, bfloat16 on accelerators
   config.log_every = 10  # steps
+  config.nonfinite = "stop"  # or "skip": of an update whose loss or gradient is not finite
   config.profile = 0  # steps that are traced, once they are warm: DIR/profile, for TensorBoard
   config.mesh = dict(
     data=-1,  # -1: every device that is left

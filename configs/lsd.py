@@ -45,6 +45,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     placement="auto",
     records="auto",
     sampling="uniform",
+    unreadable="error",
     view=dict(noise="clean", masks="none"),
   )
   # Photographs vary more than renders do, so these vary more than they would for their own sake.

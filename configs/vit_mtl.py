@@ -137,6 +137,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     placement="auto",
     records="auto",  # which of those that there are: see affjax/data/packed.py
     sampling="uniform",  # "class_balanced": expressions in equal shares
+    unreadable="error",  # of a damaged record or image; "skip": it is masked, and counted
     # What labels are read through where they are learnt from and chosen by; scores of the latter
     # are given without it too. noise: clean, mild or wild annotators; masks: see affjax/data/views.
     view=dict(noise="clean", masks=kind.get("masks", "none")),

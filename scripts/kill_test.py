@@ -1,31 +1,67 @@
-"""Kills a real training run at many moments and shows that nothing is lost.
+"""Ends a real training run at many moments and shows that nothing is lost.
 
   python scripts/kill_test.py --kills=20
+  python scripts/kill_test.py --kills=50 --seed=1 --keep=kills     # portions: 50 now, 50 later,
+  python scripts/kill_test.py --kills=50 --seed=2 --keep=kills     # their log and tables add up
 
-A run is trained undisturbed. Then the same run is started, killed with SIGKILL (at random moments,
-and inside a save: the moment Orbax's temporary folder is seen), started again, and so on until it
-ends. What it leaves must equal the undisturbed run bit for bit: parameters, optimiser state, moving
-average, logged numbers, and the rows of the data that each step saw. From start to start the number
-of data workers changes, or the images are in device memory (`--workers=0,2,device`). Prints a line
-for each kill; exit code 1 if anything differs.
+A run is trained undisturbed. Then the same run is started and ended by a signal, started again and
+ended again, and at last let through to its end. What it leaves must equal the undisturbed run bit
+for bit: parameters, optimiser state, moving average, logged numbers, and the rows of the data that
+each step saw. From start to start the number of data workers changes, or the images are in device
+memory (`--workers=0,2,device`).
+
+Moments come from a shuffled deck: each phase of a run (see PHASES) with each of SIGKILL, SIGTERM
+and SIGINT, random moments, and the calls that make things last: the run is killed as it enters a
+certain fsync or rename of a save (`scripts/kill_at_call.c`, which needs a C compiler; without one
+these are moments in which a save is under way). After SIGTERM and SIGINT the exit code must say so.
+Prints a line for each kill; exit code 1 if anything differs.
 """
 
 import argparse
+import collections
 import contextlib
+import fcntl
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+PHASES = ("import", "data build", "opening", "compile", "step", "evaluation", "save", "scoring")
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+# What the run calls its phases -> what they are called here.
+SAID = {"starting": "opening", "compiling": "compile", "training": "step",
+        "evaluating": "evaluation", "scoring": "scoring"}  # fmt: skip
+CALLS, RANDOM = 20, 12  # of each deck
+EVERY = 2  # steps between saves
+PATIENCE = 90  # seconds that a run may take to leave
+LOG = "kills.jsonl"
+# Files whose fsync or rename is hit, and up to which of these calls. A save makes about 150, most
+# of them TensorStore's.
+PLACES = (
+  ("*/checkpoints/*", 450),
+  ("*/checkpoints/*", 450),
+  ("*-tmp/state", 4),  # Orbax's commit of an item
+  ("*-tmp/position", 4),
+  ("*/checkpoints/[0-9]", 3),  # and of a step
+  ("*/checkpoints/[0-9][0-9]", 3),
+  ("*/.manifest.json", 4),
+  ("*/manifest.json", 4),
+  ("*/.score.json", 2),
+  ("*/score.json", 2),
+  ("*/metrics.jsonl", 1),
+  ("*/config.json", 1),
+  ("*/scores.json", 1),
+)
 
 
 def command(config: str, workdir: Path, data_dir: Path | None, workers: str) -> list[str]:
@@ -40,9 +76,12 @@ def command(config: str, workdir: Path, data_dir: Path | None, workers: str) -> 
     f"--config.data.placement={placement}",
     f"--config.data.workers={workers.replace('device', '0')}",
     "--config.log_every=1",
-    "--config.checkpoint.every=2",
+    f"--config.checkpoint.every={EVERY}",
     *([f"--data_dir={data_dir}"] if data_dir else []),
   ]
+
+
+# --- inside the run
 
 
 class Recorded:
@@ -64,59 +103,235 @@ class Recorded:
     self._batches.close()
 
 
-def inner(arguments: list[str]) -> None:
-  """Runs the main job, with the rows of every step written beside its log."""
-  from affjax import main, train
+class Phase:
+  """Where a run is, kept in a file for the process that ends it."""
 
+  def __init__(self, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    self._file = os.open(path, os.O_WRONLY | os.O_CREAT)
+    self._said, self._saves = "import", 0
+    self._tell()
+
+  def _tell(self) -> None:
+    phase = "save" if self._saves else self._said
+    os.pwrite(self._file, phase.ljust(20).encode(), 0)
+
+  def say(self, phase: str) -> None:
+    """The run's main thread is in a phase."""
+    self._said = phase
+    self._tell()
+
+  @contextlib.contextmanager
+  def within(self, phase: str) -> Iterator[None]:
+    """It is in a phase for the length of a block."""
+    before, self._said = self._said, phase
+    self._tell()
+    yield
+    self.say(before)
+
+  def saves(self, more: int) -> None:
+    """One save more or less is under way, whatever the main thread does."""
+    self._saves += more
+    self._tell()
+
+
+def inner(arguments: list[str]) -> None:
+  """Runs the main job, with its phases and the rows of every step written beside its log."""
   where = Path(next(a for a in arguments if a.startswith("--workdir=")).partition("=")[2])
-  original = train.training_batches
-  train.training_batches = lambda config, data, mesh, start, held: Recorded(
-    original(config, data, mesh, start, held), start, where / "rows.jsonl"
-  )
+  phase = Phase(where.with_suffix(".phase"))
+  from affjax import main
+
+  run = main._run
+
+  def watched(stop: Any) -> None:
+    watch(phase, where)
+    run(stop)
+
+  main._run = watched
   sys.argv = ["affjax.main", *arguments]
   main.cli()
 
 
-def launch(arguments: list[str], log: Path) -> subprocess.Popen:
+def watch(phase: Phase, where: Path) -> None:
+  """Has the parts of a run tell their phase."""
+  from affjax import checkpoints, stopping, train
+  from affjax.data import prepare
+
+  batches, build = train.training_batches, prepare._build
+  save, seal = checkpoints.Checkpoints.save, checkpoints.Checkpoints._seal
+
+  def built(*arguments: Any) -> None:
+    with phase.within("data build"):
+      build(*arguments)
+
+  def saved(self: Any, *arguments: Any) -> None:
+    phase.saves(1)
+    save(self, *arguments)
+
+  def sealed(self: Any, step: int) -> None:
+    seal(self, step)
+    phase.saves(-1)
+
+  train.training_batches = lambda config, data, mesh, start, held: Recorded(
+    batches(config, data, mesh, start, held), start, where / "rows.jsonl"
+  )
+  prepare._build = built
+  checkpoints.Checkpoints.save, checkpoints.Checkpoints._seal = saved, sealed
+  stopping.Stop.where = property(
+    lambda self: self.__dict__["said"],
+    lambda self, value: (self.__dict__.update(said=value), phase.say(SAID[value])),
+  )
+  phase.say("opening")
+
+
+# --- outside it
+
+
+def launch(arguments: list[str], log: Path, **environment: str) -> subprocess.Popen:
   """Starts the job in its own process group, so that its data workers can be killed with it."""
-  environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
   return subprocess.Popen(
     arguments,
     cwd=ROOT,
-    env=environment,
+    env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **environment},
     stdout=log.open("a"),
     stderr=subprocess.STDOUT,
     start_new_session=True,
   )
 
 
-def temporary(workdir: Path) -> dict[int, str]:
-  """Folders of saves that are not finished: inode -> name."""
-  found = {}
-  for path in (workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"):
-    with contextlib.suppress(FileNotFoundError):  # finished meanwhile
-      found[path.stat().st_ino] = path.name
-  return found
+def killer(folder: Path) -> Path | None:
+  """Compiles what kills a run at a call; None: there is no compiler."""
+  compiler, library = shutil.which("cc"), folder / f"kill_at_call_{os.getpid()}.so"
+  if compiler is None:
+    return None
+  source = str(ROOT / "scripts" / "kill_at_call.c")
+  subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), source, "-ldl"], check=True)
+  return library
 
 
-def kill(process: subprocess.Popen, moment: str, workdir: Path, limit: float) -> str:
-  """Waits for the moment, kills, and says what was found: "ended" if the run was quicker."""
-  begin = time.monotonic()
-  before = set(temporary(workdir))  # left by the kill before this one
-  while process.poll() is None:
-    waited = time.monotonic() - begin
-    if moment == "save" and set(temporary(workdir)) - before:
-      break
-    if moment == "random" and waited > limit:
-      break
-    time.sleep(0.0005)
-  if process.poll() is not None:
-    return "ended"
-  os.killpg(process.pid, signal.SIGKILL)
-  process.wait()
-  steps = sorted(int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit())
-  left = "".join(f", {name} left" for name in temporary(workdir).values())
-  return f"killed after {time.monotonic() - begin:.1f} s, on disk {steps or 'nothing'}{left}"
+def temporary(workdir: Path) -> list[str]:
+  """Names of saves that are not finished."""
+  found = (workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*")
+  return sorted(path.name for path in found)
+
+
+def sealed(workdir: Path) -> int:
+  """The last step on disk that counts; 0: none."""
+  folder = workdir / "checkpoints"
+  return max((int(p.parent.name) for p in folder.glob("[0-9]*/manifest.json")), default=0)
+
+
+def seen(workdir: Path) -> dict[int, list[int]]:
+  """Step -> rows that it saw when last it did; of a line that a kill cut short nothing."""
+  rows = {}
+  path = workdir / "rows.jsonl"
+  for line in path.read_text().splitlines() if path.is_file() else ():
+    with contextlib.suppress(json.JSONDecodeError):
+      step, of_step = json.loads(line)
+      rows[step] = of_step
+  return rows
+
+
+def deck(chance: random.Random) -> list[tuple[str, signal.Signals]]:
+  """Moments and signals, shuffled."""
+  cards = [(phase, number) for phase in PHASES for number in SIGNALS]
+  cards += [("call", signal.SIGKILL)] * CALLS
+  cards += [("random", SIGNALS[i % 3]) for i in range(RANDOM)]
+  chance.shuffle(cards)
+  return cards
+
+
+class Ender:
+  """Starts a run and ends it.
+
+  Args:
+    folder: of the runs.
+    config: what is trained.
+    data_dir: where prepared data lives.
+    length: seconds that an undisturbed start takes.
+    chance: of the moments.
+  """
+
+  def __init__(
+    self,
+    folder: Path,
+    config: str,
+    data_dir: Path | None,
+    length: float,
+    chance: random.Random,
+  ) -> None:
+    self._config, self._data_dir = config, data_dir
+    self._length, self._chance = length, chance
+    self._killer = killer(folder)
+
+  def start(self, run: Path, workers: str, *, anew: bool = False, **environment: str) -> Any:
+    """Starts it; `anew`: with an empty place for its data, which it builds."""
+    run.with_suffix(".phase").unlink(missing_ok=True)
+    data_dir = run.with_suffix(".data") if anew else self._data_dir
+    job = command(self._config, run, data_dir, workers)
+    return launch(job, run.with_suffix(".log"), **environment)
+
+  def end(self, run: Path, workers: str, moment: str, number: signal.Signals) -> dict[str, Any]:
+    """Starts a run and ends it; says what was found: {"moment": "missed"} where it was quicker."""
+    before, begin = sealed(run), time.monotonic()
+    says, environment = run.with_suffix(".call"), {}
+    if moment == "call" and self._killer:
+      pattern, most = self._chance.choice(PLACES)
+      says.unlink(missing_ok=True)
+      environment = dict(
+        KILL_PATTERN=pattern,
+        KILL_WHEN=str(self._chance.randint(1, most)),
+        KILL_SAYS=str(says),
+        LD_PRELOAD=str(self._killer),
+      )
+    process = self.start(run, workers, anew=moment == "data build", **environment)
+    if not environment and self._await(process, run, moment, begin):
+      # The run alone, as a cluster does; of a SIGKILL its workers have to be told.
+      os.kill(process.pid, number)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+      process.wait(PATIENCE + self._length)
+    hung, took = process.poll() is None, time.monotonic() - begin
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    if process.returncode == 0:
+      return {"moment": "missed"}
+    phase = run.with_suffix(".phase")
+    last = sealed(run)
+    found = {
+      "moment": moment,
+      "signal": number.name,
+      "phase": phase.read_text().strip() if phase.is_file() else "import",
+      "workers": workers,
+      "seconds": round(took, 1),
+      "exit": process.returncode,
+      "from": before,
+      "on_disk": last,
+      # The step that was under way at the end had not been done.
+      "lost": max(0, max(seen(run), default=0) - last),
+      "left": temporary(run),
+    }
+    if environment:
+      call = says.read_text().strip() if says.is_file() else "none"
+      found["call"] = re.sub(r"[0-9a-f]{32}|\d+", "N", call.replace(str(run), ""))
+    if hung or process.returncode not in (-number, 128 + number):
+      found["bad"] = "did not leave" if hung else f"exit code {process.returncode}"
+    return found
+
+  def _await(self, process: subprocess.Popen, run: Path, moment: str, begin: float) -> bool:
+    """Waits for a moment; whether it came before the run's end."""
+    limit = self._chance.uniform(0.5, self._length)
+    late = self._chance.uniform(0, 0.4) if moment != "save" else self._chance.uniform(0, 0.05)
+    phase = run.with_suffix(".phase")
+    while process.poll() is None:
+      if moment == "random":
+        if time.monotonic() - begin > limit:
+          return True
+      elif phase.is_file() and phase.read_text().strip() == moment.replace("call", "save"):
+        time.sleep(late)
+        return process.poll() is None
+      time.sleep(0.0005)
+    return False
 
 
 def arrays(workdir: Path) -> dict:
@@ -136,12 +351,12 @@ def arrays(workdir: Path) -> dict:
   }
 
 
-def differences(a: Path, b: Path) -> list[str]:
+def differences(calm: Path, run: Path) -> list[str]:
   """Says where two finished runs differ; nothing if they do not, to the bit."""
   from affjax import monitor
 
   found = []
-  left, right = arrays(a), arrays(b)
+  left, right = arrays(calm), arrays(run)
   if set(left) != set(right):
     found.append(f"arrays: {set(left) ^ set(right)}")
   found += [k for k in left if k in right and left[k].tobytes() != right[k].tobytes()]
@@ -150,29 +365,59 @@ def differences(a: Path, b: Path) -> list[str]:
     for entry in map(json.loads, (where / monitor.LOG).read_text().splitlines())
     if entry["kind"] != "time"
   ]
-  if log(a) != log(b):
+  if log(calm) != log(run):
     found.append("the logged numbers")
+  expected = seen(calm)
   # A step may have been seen several times: each time the same rows.
-  rows = {}
-  for line in (a / "rows.jsonl").read_text().splitlines():
-    step, seen = json.loads(line)
-    rows[step] = seen
-  for line in (b / "rows.jsonl").read_text().splitlines():
-    try:
-      step, seen = json.loads(line)
-    except json.JSONDecodeError:
-      continue  # the kill came within the line
-    if rows[step] != seen:
-      found.append(f"rows of step {step}")
+  for line in (run / "rows.jsonl").read_text().splitlines():
+    with contextlib.suppress(json.JSONDecodeError):  # a kill came within the line
+      step, rows = json.loads(line)
+      if expected[step] != rows:
+        found.append(f"rows of step {step}")
+  scores = [json.loads((where / "scores.json").read_text()) for where in (calm, run)]
+  if scores[0] != scores[1]:
+    found.append("the scores")
   return found
+
+
+def summary(entries: Iterable[dict[str, Any]]) -> str:
+  """The log as tables: phases and signals, steps lost, calls that were hit, what was found bad."""
+  entries = list(entries)
+  kills = [e for e in entries if "phase" in e]
+  runs = [e for e in entries if "differs" in e]
+  count = collections.Counter((e["phase"], e["signal"]) for e in kills)
+  names = [number.name for number in SIGNALS]
+  lines = [f"{'phase':12}" + "".join(f"{name:>9}" for name in names)]
+  lines += [f"{p:12}" + "".join(f"{count[p, n]:9}" for n in names) for p in PHASES]
+  lost = collections.Counter(e["lost"] for e in kills)
+  lines.append("steps lost   " + ", ".join(f"{n}: {lost[n]} kills" for n in sorted(lost)))
+  asked = [e for e in kills if e["signal"] != "SIGKILL"]
+  lines.append(f"of them after SIGTERM and SIGINT: {sum(e['lost'] for e in asked)}")
+  by_workers = collections.Counter(e["workers"] for e in kills)
+  lines.append("data workers " + ", ".join(f"{w}: {by_workers[w]}" for w in sorted(by_workers)))
+  calls = collections.Counter(e["call"] for e in kills if "call" in e)
+  lines += [f"  {n:3} at {call}" for call, n in calls.most_common()]
+  left = sum(bool(e["left"]) for e in kills)
+  bad = [e for e in kills if "bad" in e] + [e for e in runs if e["differs"]]
+  equal = sum(not e["differs"] for e in runs)
+  lines.append(
+    f"{len(kills)} kills, {left} with a temporary folder left behind; {equal} of {len(runs)} runs"
+    f" equal to the bit; {len(bad)} bad"
+  )
+  return "\n".join([*lines, *(f"BAD {e}" for e in bad)])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """The command line."""
-  parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument("--config", default="configs/vit_mtl.py:debug", help="what is trained")
   parser.add_argument("--kills", type=int, default=20, help="how many in all")
-  parser.add_argument("--saves", type=int, default=8, help="how many of them inside a save")
+  parser.add_argument("--each", type=int, default=5, help="how many of them a run at most")
+  parser.add_argument(
+    "--moments", default="", help="only these, such as save,call,evaluation; default the whole deck"
+  )
   parser.add_argument(
     "--workers",
     default="0,2,device",
@@ -180,54 +425,73 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   parser.add_argument("--data_dir", type=Path, help="where prepared data lives")
   parser.add_argument("--seed", type=int, default=0, help="of the moments")
-  parser.add_argument("--keep", type=Path, help="folder for the runs; default a temporary one")
-  arguments = parser.parse_args(argv)
-  folder = arguments.keep or Path(tempfile.mkdtemp(prefix="affjax_kill_"))
-  folder.mkdir(parents=True, exist_ok=True)
-  workers = arguments.workers.split(",")
+  parser.add_argument("--keep", type=Path, help="folder for runs and log; default a temporary one")
+  options = parser.parse_args(argv)
+  with contextlib.ExitStack() as stack:
+    folder = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    folder.mkdir(parents=True, exist_ok=True)
+    return portion(folder.resolve(), options)
+
+
+def portion(folder: Path, options: argparse.Namespace) -> int:
+  """Some kills more; returns the exit code."""
+  workers = options.workers.split(",")
+  chance = random.Random(options.seed)
   calm = folder / "calm"
-  begin = time.monotonic()
-  log = folder / "calm.log"
-  if launch(command(arguments.config, calm, arguments.data_dir, workers[0]), log).wait():
-    print(log.read_text()[-3000:])
-    return 1
-  length = time.monotonic() - begin
+  with (folder / ".calm").open("a+") as lock:  # portions may run beside each other
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    lock.seek(0)
+    length = float(lock.read() or 0)
+    ender = Ender(folder, options.config, options.data_dir, length, chance)
+    if not length:
+      for _ in range(2):  # the second time everything is compiled, as it will be for the others
+        shutil.rmtree(calm, ignore_errors=True)
+        begin = time.monotonic()
+        if ender.start(calm, workers[0]).wait():
+          print(calm.with_suffix(".log").read_text()[-3000:])
+          return 1
+      length = time.monotonic() - begin
+      lock.write(str(length))
   print(f"undisturbed run: {length:.1f} s", flush=True)
-  chance = random.Random(arguments.seed)
-  kills, saves, bad, number = 0, 0, 0, 0
-  while kills < arguments.kills:
+  ender = Ender(folder, options.config, options.data_dir, length, chance)
+  cards: list[tuple[str, signal.Signals]] = []
+  wanted = set(filter(None, options.moments.split(",")))
+  kills, number = 0, 0
+
+  def write(**entry: Any) -> None:
+    with (folder / LOG).open("a") as f:
+      f.write(json.dumps({"seed": options.seed, "run": number, **entry}) + "\n")
+
+  while kills < options.kills:
     number += 1
-    run, ended, mine = folder / f"killed_{number}", False, []
-    start = 0
-    while not ended:
-      many = workers[start % len(workers)]
-      process = launch(
-        command(arguments.config, run, arguments.data_dir, many), folder / f"killed_{number}.log"
-      )
-      start += 1
-      # After a few kills a run is let through to its end, and another one begins.
-      if kills >= arguments.kills or len(mine) >= 5:
-        ended = process.wait() == 0
-        if not ended:
-          bad += 1
-          print((folder / f"killed_{number}.log").read_text()[-3000:])
-          break
-        continue
-      inside = saves < arguments.saves and (kills + number) % 2 == 0
-      what = kill(process, "save" if inside else "random", run, chance.uniform(1, length))
-      ended = what == "ended"
-      if not ended:
-        kills += 1
-        saves += "left" in what
-        mine.append(what)
-        print(f"  run {number}, {many} workers, kill {kills}: {what}", flush=True)
+    run, mine = folder / f"killed_{options.seed}_{number}", 0
+    shutil.rmtree(run, ignore_errors=True)
+    starts, missed = 0, False
+    while mine < options.each and kills < options.kills and not missed:
+      while not cards:
+        cards = [c for c in deck(chance) if not wanted or c[0] in wanted]
+      how = workers[(starts + number) % len(workers)]
+      starts += 1
+      found = ender.end(run, how, *cards.pop())
+      missed = found["moment"] == "missed"
+      if not missed:
+        kills, mine = kills + 1, mine + 1
+        write(**found)
+        print(f"  run {number}, kill {kills}: {json.dumps(found)}", flush=True)
+    anew = run.with_suffix(".data").is_dir()  # a build that was ended is finished, too
+    ended = ender.start(run, workers[(starts + number) % len(workers)], anew=anew).wait() == 0
     differ = differences(calm, run) if ended else ["it did not end"]
-    bad += bool(differ)
-    print(f"run {number} after {len(mine)} kills: {differ or 'equal to the bit'}", flush=True)
-    if not differ and not arguments.keep:
-      shutil.rmtree(run)
-  print(f"{kills} kills, {saves} with a temporary folder left behind, {bad} bad runs")
-  return int(bad > 0)
+    write(kills=mine, differs=differ)
+    print(f"run {number} after {mine} kills: {differ or 'equal to the bit'}", flush=True)
+    if not ended:
+      print(run.with_suffix(".log").read_text()[-3000:])
+    elif not differ:
+      for path in folder.glob(f"{run.name}*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+  entries = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
+  text = summary(entries)
+  print(text)
+  return int("\nBAD " in text)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ LEAVES = [
   f"affjax.{name}"
   for name in (
     "losses", "metrics", "labels", "augment", "sharding", "build", "optim", "postprocess", "cost",
-    "compiled", "host",
+    "compiled", "host", "stopping",
   )
 ]  # fmt: skip
 MODES = [
@@ -28,6 +28,7 @@ MODES = [
     "submit",
     "export",
     "experiment",
+    "finite",
     "initialise",
     "dry_run",
   )
@@ -52,7 +53,7 @@ RULES = [
   ),
   (
     [f"affjax.{name}" for name in ("state", "checkpoints", "monitor", "workdir")],
-    [*LEAVES, "affjax.annotations", "affjax.state"],
+    [*LEAVES, "affjax.annotations", "affjax.paths", "affjax.state"],
   ),
   (
     ["affjax.procedures", "affjax.procedures.*"],
@@ -62,7 +63,10 @@ RULES = [
   (["affjax.score"], ["affjax.labels", "affjax.annotations", "affjax.metrics"]),
   (["affjax.faces"], ["affjax.models", "affjax.models.*"]),
   ([*MODES, "affjax.report"], ["affjax.*", "tfds_builders.*"]),  # but main: see below
-  (["affjax.main"], [*MODES, "affjax.workdir", "affjax.compiled", "affjax.host"]),
+  (
+    ["affjax.main"],
+    [*MODES, *(f"affjax.{n}" for n in ("checkpoints", "workdir", "compiled", "host", "stopping"))],
+  ),
   (["affjax"], ["affjax.predict"]),  # load()
 ]
 # Modules -> what of others they may not import, not even inside a function.
