@@ -82,7 +82,7 @@ def test_what_is_not_packed_is_named_with_the_command(both):
 
 def test_packing_that_was_cut_short_is_not_used_and_can_be_repeated(faces, monkeypatch):
   with monkeypatch.context() as broken:
-    broken.setattr(records, "keep", lambda *args: 1 / 0)
+    broken.setattr(records, "store", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
       packed.pack(faces, "validation")
   assert packed.find(faces, "validation", None) is None

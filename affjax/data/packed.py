@@ -9,17 +9,18 @@ They can be deleted at any time. Labels come from the table of the split.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from array_record.python import array_record_module
-from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
 from affjax.data import records
@@ -28,31 +29,36 @@ from tfds_builders import shards as writing
 # Of `config.data.records`; "auto" is the last of the others that is there and fits.
 KINDS = ("auto", "tfds", "encoded", "pixels")
 _OPTIONS = "group_size:1,uncompressed"
+_CHUNK = 512  # rows that are read at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoded(records.Shards):
   """Shards whose records are encoded images."""
 
-  def decode(self, record: bytes, out: np.ndarray) -> bool:
-    """Decodes a record into [height, width, 3]; whether it could."""
-    return records.decode_into(record, out)
+  def decode(self, record: bytes, out: np.ndarray) -> None:
+    """Decodes a record; ValueError says what is wrong with it."""
+    self._draw(record, out)
 
 
 @dataclasses.dataclass(frozen=True)
 class Pixels(records.Shards):
   """Shards whose records are the bytes of [height, width, 3] uint8 images of one size."""
 
-  def decode(self, record: bytes, out: np.ndarray) -> bool:
-    """Copies a record; whether it is of the size that is asked for."""
+  def decode(self, record: bytes, out: np.ndarray) -> None:
+    """Copies a record; ValueError if it is not of the size that is asked for."""
     if len(record) != out.size:
-      return False
+      raise ValueError(f"{len(record)} bytes, expected {out.size}")
     out[:] = np.frombuffer(record, np.uint8).reshape(out.shape)
-    return True
 
 
 def _name(split: str, pixels: int | None) -> str:
   return f"affjax_{split}-{f'pixels{pixels}' if pixels else 'encoded'}"
+
+
+def described(build: Any, split: str, pixels: int | None) -> Path:
+  """The file that says which the packed shards of a split are; written last."""
+  return Path(build.data_dir) / f"{_name(split, pixels)}.json"
 
 
 def find(build: Any, split: str, pixels: int | None) -> records.Shards | None:
@@ -62,13 +68,53 @@ def find(build: Any, split: str, pixels: int | None) -> records.Shards | None:
     build: of a prepared data set.
     split: its name.
     pixels: height and width of decoded images; None: encoded ones.
+
+  Raises:
+    ValueError: the file that describes them cannot be read, or is not of this split.
   """
-  described = Path(build.data_dir) / f"{_name(split, pixels)}.json"
-  if not described.is_file():
+  path = described(build, split, pixels)
+  if not path.is_file():
     return None
-  found = json.loads(described.read_text())
-  paths = tuple(str(described.parent / name) for name in found["files"])
-  return (Pixels if pixels else Encoded)(paths, tuple(found["lengths"]))
+  found = records.read_json(path)
+  files, lengths = found.get("files"), found.get("lengths")
+  count = len(records.shards(build, split))
+  if not _plain(files) or not _whole(lengths, files) or sum(lengths) != count:
+    raise ValueError(
+      f"{path}: expected files beside it, and their lengths, of {count} records together: delete it"
+      " and pack the data set again, see `python -m affjax.data.packed --help`"
+    )
+  # Not written by earlier versions.
+  sizes, hashes = found.get("sizes"), found.get("sha256")
+  written = _whole(sizes, files) and isinstance(hashes, list) and len(hashes) == len(files)
+  return (Pixels if pixels else Encoded)(
+    tuple(str(path.parent / name) for name in files),
+    tuple(lengths),
+    (pixels, pixels) if pixels else records.image_size(build),
+    tuple(zip(sizes, hashes, strict=True)) if written else (),
+  )
+
+
+def _plain(names: Any) -> bool:
+  """Whether these are names of files, which lead out of no folder."""
+  return isinstance(names, list) and all(
+    isinstance(name, str) and name not in ("", "..") and name == Path(name).name for name in names
+  )
+
+
+def _whole(numbers: Any, files: Sequence[str]) -> bool:
+  """Whether these are whole numbers, one a file."""
+  return (
+    isinstance(numbers, list)
+    and len(numbers) == len(files)
+    and all(isinstance(number, int) and number >= 0 for number in numbers)
+  )
+
+
+def there(build: Any, split: str) -> dict[Path, int | None]:
+  """The files that describe packed shards of a split, and the `pixels` of each, see `find`."""
+  name = re.compile(rf"affjax_{re.escape(split)}-(?:encoded|pixels([1-9]\d*))\.json")
+  found = [(path, name.fullmatch(path.name)) for path in sorted(Path(build.data_dir).iterdir())]
+  return {path: int(m[1]) if m[1] else None for path, m in found if m}
 
 
 def shards(build: Any, split: str, kind: str, image_size: int) -> records.Shards:
@@ -116,38 +162,69 @@ def pack(build: Any, split: str, pixels: int | None = None) -> int:
     Bytes of the shards.
 
   Raises:
-    ValueError: the data set is not prepared, or an image cannot be decoded.
+    ValueError: the data set is not prepared, a record cannot be read, or the disk is full.
   """
   source, folder = records.shards(build, split), Path(build.data_dir)
-  if (there := find(build, split, pixels)) is not None:
-    return sum(os.path.getsize(path) for path in there.paths)
+  if (done := find(build, split, pixels)) is not None:
+    return sum(os.path.getsize(path) for path in done.paths)
   name, lengths = _name(split, pixels), writing.lengths(len(source))
   files = [f"{name}.array_record-{i:05}-of-{len(lengths):05}" for i in range(len(lengths))]
-  read = records.Images(source, (pixels, pixels)) if pixels else None
-  with tqdm(total=len(source), desc=f"packing {split}", unit="image", disable=None) as bar:
-    start = 0
-    for file, length in zip(files, lengths, strict=True):
-      partial = folder / f".{file}"
-      writer = array_record_module.ArrayRecordWriter(str(partial), _OPTIONS)
-      for rows in np.array_split(np.arange(start, start + length), max(1, length // 512)):
-        for record in _pixels(read, rows) if read else _encoded(source, rows):
+  read = _pixels(source, pixels) if pixels else _encoded(source)
+  with records.storing(folder, f"the packed {split}"), contextlib.ExitStack() as undo:
+    for file in files:
+      undo.callback((folder / file).unlink, missing_ok=True)
+    with tqdm(total=len(source), desc=f"packing {split}", unit="image", disable=None) as bar:
+      start = 0
+      for file, length in zip(files, lengths, strict=True):
+        _write(folder / file, read, range(start, start + length), bar)
+        start += length
+    made = [records.fingerprint(folder / file) for file in files]
+    facts = {"files": files, "lengths": lengths}
+    facts |= {"sizes": [of["size"] for of in made], "sha256": [of["sha256"] for of in made]}
+    # Last, so that what was interrupted is not taken for whole.
+    records.store(described(build, split, pixels), json.dumps(facts).encode())
+    undo.pop_all()
+  return sum(facts["sizes"])
+
+
+def _write(path: Path, read: Callable[[range], list[bytes]], rows: range, bar: tqdm) -> None:
+  """Writes rows to a file, which is there once it is whole."""
+  partial = path.with_name(f".{path.name}")
+  try:
+    writer = array_record_module.ArrayRecordWriter(str(partial), _OPTIONS)
+    with contextlib.closing(writer):
+      for start in range(rows.start, rows.stop, _CHUNK):
+        part = range(start, min(start + _CHUNK, rows.stop))
+        for record in read(part):
           writer.write(record)
-        bar.update(len(rows))
-      writer.close()
-      partial.rename(folder / file)
-      start += length
-  # Last, so that what was interrupted is not taken for whole.
-  records.keep(folder / f"{name}.json", json.dumps({"files": files, "lengths": lengths}).encode())
-  return sum((folder / file).stat().st_size for file in files)
+        bar.update(len(part))
+    records.Shards((str(partial),), (len(rows),)).confirm()
+    partial.rename(path)
+  finally:
+    partial.unlink(missing_ok=True)
 
 
-def _encoded(source: records.Shards, rows: np.ndarray) -> list[bytes]:
-  feature = lambda record: tf_example_pb2.Example.FromString(record).features.feature
-  return [feature(record)["image"].bytes_list.value[0] for record in source.read(rows)]
+def _encoded(source: records.Shards) -> Callable[[range], list[bytes]]:
+  def image(row: int) -> bytes:
+    record = source.record(row)
+    try:
+      return records.image_of(record)
+    except ValueError as e:
+      raise ValueError(f"{source.where(row)}: {e}") from e
+
+  return lambda rows: [image(row) for row in rows]
 
 
-def _pixels(read: records.Images, rows: np.ndarray) -> list[bytes]:
-  return [image.tobytes() for image in read(rows)["image"]]
+def _pixels(source: records.Shards, pixels: int) -> Callable[[range], list[bytes]]:
+  images = records.Images(source, (pixels, pixels))
+
+  def read(rows: range) -> list[bytes]:
+    batch = images(np.array(rows))
+    if (unread := records.lost(batch["index"])).size:
+      raise ValueError(images.why(int(unread[0])))
+    return [image.tobytes() for image in batch["image"]]
+
+  return read
 
 
 def main(argv: Sequence[str] | None = None) -> None:

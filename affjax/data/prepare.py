@@ -2,6 +2,7 @@
 
   python -m affjax.data.prepare s_aff_wild2 --source=FOLDER
   python -m affjax.data.prepare image_folder --config=my_set --source=FOLDER
+  python -m affjax.data.prepare s_aff_wild2 --verify
 
 What --source should hold is in tfds_builders/NAME/README.md. A set that is there already is not
 built again: its table is printed.
@@ -24,10 +25,12 @@ from absl import logging
 from tensorflow_datasets.core.utils import shard_utils
 
 import tfds_builders
-from affjax.data import records
+from affjax.data import manifest, records
 from tfds_builders import shards
 
 SPLITS = ("train", "dev", "validation", "test")  # in this order in a table; others after them
+# Where a set is built that replaces another, and where that goes meanwhile.
+_ASIDE, _BEFORE = ".overwrite-", "before"
 # What a table calls the counts of a summary: (group, name) -> as text.
 Cells = dict[tuple[str, str], str]
 
@@ -44,25 +47,48 @@ def prepare(build: Any, source: str | None = None, overwrite: bool = False) -> d
 
   Raises:
     ValueError: files are needed and `source` does not name a folder, or they are not as expected,
-      or the disk is too full.
+      or there is no room or no leave to write. Nothing of the build is kept then.
   """
   source = source and os.path.expanduser(source)
   folder = Path(build.data_dir)
-  if overwrite or not records.is_prepared(build):
+  makes = overwrite or not records.is_prepared(build)
+  if makes:
     _check_source(build, source)
-  # An explicit level of names is needed: `data_dir` may not exist and `folder` must not yet.
-  with records.lock(folder.parent / f".{build.name}.lock"):
-    if not records.is_prepared(build):
-      _build(build, source, folder)
-    elif overwrite:
-      with tempfile.TemporaryDirectory(prefix=".overwrite-", dir=build.data_dir_root) as aside:
-        anew = type(build)(data_dir=aside, config=build.builder_config)
-        _build(anew, source, folder)
-        folder.rename(Path(aside) / "before")
-        Path(anew.data_dir).rename(folder)
+  with contextlib.ExitStack() as held:
+    if makes or os.access(folder.parent, os.W_OK):
+      with records.storing(folder, f"data set {build.name!r}"):
+        # An explicit level of names is needed: `data_dir` may not exist and `folder` must not yet.
+        held.enter_context(records.lock(folder.parent / f".{build.name}.lock"))
+        if makes:
+          _make(build, source, overwrite, folder)
     # It may have been made by another process, or anew, since `build` looked.
     build.info.read_from_directory(folder)
     return records.summary(build)
+
+
+def _make(build: Any, source: str | None, overwrite: bool, folder: Path) -> None:
+  """Builds, under the lock, what is not there or is to be replaced."""
+  _sweep(folder)
+  if records.is_prepared(build) and overwrite:
+    with tempfile.TemporaryDirectory(prefix=_ASIDE, dir=folder.parent) as aside:
+      anew = type(build)(data_dir=aside, config=build.builder_config)
+      _build(anew, source, folder)
+      folder.rename(Path(aside) / _BEFORE)
+      Path(anew.data_dir).rename(folder)
+  elif folder.exists() and not records.is_prepared(build):
+    raise ValueError(f"{folder} is damaged, there is no {records.INFO} in it: delete it first")
+  elif not records.is_prepared(build):
+    _build(build, source, folder)
+
+
+def _sweep(folder: Path) -> None:
+  """Removes what killed builds of a set have left, and puts back what one was to replace."""
+  for left in folder.parent.glob(f"{_ASIDE}*"):
+    if (left / _BEFORE).is_dir() and not folder.exists():
+      (left / _BEFORE).rename(folder)
+    shutil.rmtree(left)
+  for left in folder.parent.glob(f"incomplete.*_{folder.name}"):  # TFDS's name
+    shutil.rmtree(left)
 
 
 def _check_source(build: Any, source: str | None) -> None:
@@ -114,6 +140,13 @@ def _build(build: Any, source: str | None, folder: Path) -> None:
   # TFDS prints to stdout that it downloads, which it does not.
   with contextlib.redirect_stdout(io.StringIO()):
     build.download_and_prepare(file_format="array_record", download_config=download)
+  try:
+    for split in build.info.splits:
+      records.shards(build, split).confirm()
+    manifest.write(build)
+  except BaseException:
+    shutil.rmtree(build.data_dir)
+    raise
 
 
 def table(
@@ -246,12 +279,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     help="where prepared data lives; default TFDS's: $TFDS_DATA_DIR or ~/tensorflow_datasets",
   )
   parser.add_argument("--overwrite", action="store_true", help="build it again if it is there")
+  parser.add_argument(
+    "--verify", action="store_true", help="compare what is there to what was written, and stop"
+  )
   arguments = parser.parse_args(argv)
   logging.set_verbosity(logging.ERROR)  # TFDS warns of configs that users name
   try:
     build = records.builder(arguments.name, arguments.config, arguments.data_dir)
+    if arguments.verify:
+      sys.exit(0 if manifest.verify(build) else 1)
     there = records.is_prepared(build) and not arguments.overwrite
     summary = prepare(build, arguments.source, arguments.overwrite)
+    for split in build.info.splits:
+      records.shards(build, split).check()
   except (ValueError, FileNotFoundError) as e:
     sys.exit(f"error: {' '.join(str(e).split())}")
   except KeyboardInterrupt:

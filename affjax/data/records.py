@@ -4,15 +4,22 @@ TFDS is the catalogue (where the shards are, what a record holds); reading goes 
 feature decoding costs as much as the JPEG. Nothing here imports jax or TensorFlow.
 """
 
+import bisect
 import dataclasses
 import errno
 import fcntl
+import functools
 import hashlib
 import importlib
 import io
+import itertools
 import json
 import os
 import pkgutil
+import sys
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,16 +27,41 @@ from typing import Any
 import cv2
 import numpy as np
 import simplejpeg
-from array_record.python import array_record_data_source
+from array_record.python import array_record_module
+from google.protobuf import json_format, message
 from tensorflow_datasets.proto import tf_example_pb2
 
 import tfds_builders
 from affjax.data.views import CLEAN, View
 from affjax.labels import TASKS, remap
+from tfds_builders import images as image_files
 
-# Beside TFDS's own files: counts and fingerprint, and the labels of a split without its images.
+# Beside TFDS's own files: what they are, counts and fingerprint, the labels of a split without its
+# images.
+MANIFEST = "affjax_manifest.json"
 SUMMARY = "affjax.json"
 TABLE = "affjax_{}.npz"
+# Of TFDS, read whenever a data set is opened.
+INFO = "dataset_info.json"
+METADATA = "metadata.json"
+
+MEND = (
+  "`python -m affjax.data.prepare NAME --verify` names all that is damaged;"
+  " config.data.unreadable='skip' leaves out the records that cannot be read"
+)
+# What numpy and zipfile raise where a byte of an .npz is not as it was written: found by trying.
+_DAMAGED_NPZ = (
+  EOFError,
+  KeyError,
+  OSError,
+  RuntimeError,
+  ValueError,
+  tokenize.TokenError,
+  zipfile.BadZipFile,
+  zlib.error,
+)
+# Of the place, not of what is written: too full or not to be written to.
+_NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 # Task -> labels, and task or `expression_RULE` -> mask, of all rows of a split.
 Labels = tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
@@ -50,7 +82,7 @@ def builder(name: str, config: str = "", data_dir: str | None = None) -> Any:
     data_dir: where prepared data lives; None: TFDS's default place.
 
   Raises:
-    ValueError: no such data set or config.
+    ValueError: no such data set or config, or what TFDS keeps beside its data cannot be read.
   """
   if name not in names():
     raise ValueError(f"data set {name!r}: use one of {', '.join(names())}")
@@ -61,12 +93,45 @@ def builder(name: str, config: str = "", data_dir: str | None = None) -> Any:
     chosen = cls.name_config(config)
   elif config and config not in known:
     raise ValueError(f"data set {name!r} has no config {config!r}; it has {known or 'none'}")
-  return cls(data_dir=data_dir and os.path.expanduser(data_dir), config=chosen)
+  try:
+    return cls(data_dir=data_dir and os.path.expanduser(data_dir), config=chosen)
+  except (AttributeError, ValueError, json_format.ParseError) as e:
+    root = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    place = Path(os.path.expanduser(root), name, config or "".join(known[:1]), str(cls.VERSION))
+    _blame(place, e)
+    raise
+
+
+def _blame(folder: Path, error: Exception) -> None:
+  """Raises ValueError if TFDS refused a data set for a file in its folder that cannot be read."""
+  for path in (folder / METADATA, folder / INFO):
+    if path.is_file():
+      read_json(path)
+  if isinstance(error, json_format.ParseError):
+    raise ValueError(_unreadable(folder / INFO, error)) from error
+
+
+def _unreadable(path: Path, why: object) -> str:
+  return (
+    f"{path} cannot be read ({' '.join(str(why).split())}): restore it, or delete its folder and"
+    " prepare the data set again"
+  )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+  """Reads a JSON object; ValueError names a file that is missing or holds none."""
+  try:
+    found = json.loads(path.read_bytes())
+  except (OSError, ValueError) as e:
+    raise ValueError(_unreadable(path, e)) from e
+  if not isinstance(found, dict):
+    raise ValueError(_unreadable(path, "no JSON object"))
+  return found
 
 
 def is_prepared(build: Any) -> bool:
   """Whether the builder's shards are on disk."""
-  return (Path(build.data_dir) / "dataset_info.json").is_file()
+  return (Path(build.data_dir) / INFO).is_file()
 
 
 def needs_source(build: Any) -> bool:
@@ -92,37 +157,141 @@ class lock:
 
 @dataclasses.dataclass(frozen=True)
 class Shards:
-  """The ArrayRecord files of one split, opened on first use, so that it can be sent to a worker."""
+  """The ArrayRecord files of one split, opened on first use, so that it can be sent to a worker.
+
+  Attributes:
+    paths: of the files.
+    lengths: records of each.
+    image_size: (height, width) in pixels of all images; None: each has its own.
+    written: bytes and SHA-256 of each file as it was written; empty where they are not known.
+  """
 
   paths: tuple[str, ...]
   lengths: tuple[int, ...]
+  image_size: tuple[int, int] | None = None
+  written: tuple[tuple[int, str], ...] = ()
 
   def __len__(self) -> int:
     return sum(self.lengths)
 
-  def __getstate__(self) -> dict:
-    return {"paths": self.paths, "lengths": self.lengths}
+  def __getstate__(self) -> dict[str, Any]:
+    return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
-  def __setstate__(self, state: dict) -> None:
-    self.__dict__.update(state)
+  @functools.cached_property
+  def _starts(self) -> list[int]:
+    """The first row of each file, and the number of all rows."""
+    return [0, *itertools.accumulate(self.lengths)]
+
+  @functools.cached_property
+  def _readers(self) -> dict[int, Any]:
+    """Number of a file -> its reader, which any number of threads may use."""
+    return {}
 
   def read(self, rows: Sequence[int]) -> list[bytes]:
-    """The serialised records of `rows`, in that order."""
-    if "source" not in self.__dict__:
-      self.__dict__["source"] = array_record_data_source.ArrayRecordDataSource(list(self.paths))
-    # One by one: asked for a list, the source starts threads of its own, which on two cores made
-    # two threads that read and decode a third slower.
-    return [self.__dict__["source"][int(row)] for row in rows]
+    """The serialised records of `rows`, in that order.
 
-  def decode(self, record: bytes, out: np.ndarray) -> bool:
-    """Decodes a record's image into [height, width, 3]; whether it could."""
-    feature = tf_example_pb2.Example.FromString(record).features.feature
-    return decode_into(feature["image"].bytes_list.value[0], out)
+    Raises:
+      ValueError: one cannot be read; names it.
+    """
+    return [self.record(int(row)) for row in rows]
+
+  def record(self, row: int) -> bytes:
+    """The serialised record of a row.
+
+    Raises:
+      ValueError: it cannot be read; names it.
+    """
+    shard = bisect.bisect_right(self._starts, row) - 1
+    try:
+      return (self._readers.get(shard) or self._open(shard)).read([row - self._starts[shard]])[0]
+    except RuntimeError as e:
+      # Before the details: hashes and positions in the file.
+      raise ValueError(f"{self.where(row)}: {str(e).partition(' (')[0].partition(';')[0]}") from e
+
+  def _open(self, shard: int) -> Any:
+    """The reader of a file, kept if the file is whole.
+
+    Files are opened one by one, so that a damaged one is no hindrance to the others. A reader of a
+    file that cannot be opened says why when it is asked to read.
+    """
+    reader = array_record_module.ArrayRecordReader(
+      self.paths[shard], "readahead_buffer_size:0", file_reader_buffer_size=32768
+    )
+    if reader.ok():
+      if reader.num_records() != self.lengths[shard]:
+        raise RuntimeError(f"{reader.num_records()} records, expected {self.lengths[shard]}")
+      self._readers[shard] = reader
+    return reader
+
+  def image(self, row: int, out: np.ndarray) -> None:
+    """Reads and decodes the image of a row.
+
+    Args:
+      row: of the split.
+      out: [height, width, 3] uint8, into which it goes; resized with OpenCV where need be.
+
+    Raises:
+      ValueError: it cannot be read or decoded, or has another size than all have; names it.
+    """
+    record = self.record(row)
+    try:
+      self.decode(record, out)
+    except ValueError as e:
+      raise ValueError(f"{self.where(row)}: {e}") from e
+
+  def decode(self, record: bytes, out: np.ndarray) -> None:
+    """Decodes the image of a serialised record, as `image` does; ValueError says what is wrong."""
+    self._draw(image_of(record), out)
+
+  def _draw(self, encoded: bytes, out: np.ndarray) -> None:
+    image = decode(encoded, out)
+    if image is None:
+      raise ValueError("the image cannot be decoded")
+    if self.image_size and image.shape[:2] != self.image_size:
+      (height, width), expected = image.shape[:2], self.image_size
+      raise ValueError(f"{width}x{height} pixels, expected {expected[1]}x{expected[0]}")
+    if image.shape != out.shape or not np.shares_memory(image, out):
+      out[:] = fit(image, out.shape[:2])
 
   def where(self, row: int) -> str:
     """Names the shard and the record of a row, for messages."""
-    shard = int(np.searchsorted(np.cumsum(self.lengths), row, side="right"))
-    return f"record {row - sum(self.lengths[:shard])} of {self.paths[shard]}"
+    shard = bisect.bisect_right(self._starts, row) - 1
+    return f"record {row - self._starts[shard]} of {self.paths[shard]}"
+
+  def confirm(self) -> None:
+    """Raises ValueError, naming it, unless each file opens and holds as many records as it should.
+
+    Of a file that was just written: not every failure to write is an error.
+    """
+    for shard, length in enumerate(self.lengths):
+      if length:
+        self.record(self._starts[shard])
+
+  def check(self) -> None:
+    """Raises ValueError, naming it, where a file is missing or has lost or won bytes."""
+    for path, written in itertools.zip_longest(self.paths, self.written):
+      try:
+        size = os.stat(path).st_size
+      except OSError as e:
+        raise ValueError(f"{path}: {e.strerror} ({MEND})") from e
+      if written and size != written[0]:
+        raise ValueError(f"{path}: {size} bytes, {written[0]} were written ({MEND})")
+
+
+def _parsed(record: bytes) -> Any:
+  """The features of a serialised record, by name."""
+  try:
+    return tf_example_pb2.Example.FromString(record).features.feature
+  except message.DecodeError as e:
+    raise ValueError("the record cannot be parsed") from e
+
+
+def image_of(record: bytes) -> bytes:
+  """The encoded image of a serialised record; ValueError says why there is none."""
+  image = _parsed(record)["image"].bytes_list.value
+  if not image:
+    raise ValueError("the record holds no image")
+  return image[0]
 
 
 def shards(build: Any, split: str) -> Shards:
@@ -143,13 +312,48 @@ def shards(build: Any, split: str) -> Shards:
     raise ValueError(
       f"data set {build.name!r} has no split {split!r}; it has {', '.join(build.info.splits)}"
     )
-  info = build.info.splits[split]
-  return Shards(tuple(str(p) for p in info.filepaths), tuple(info.shard_lengths))
+  info, known = build.info.splits[split], manifest(build)
+  names = [path.name for path in info.filepaths]
+  known = known if known.keys() >= set(names) else {}
+  return Shards(
+    tuple(str(path) for path in info.filepaths),
+    tuple(info.shard_lengths),
+    image_size(build),
+    tuple((known[name]["size"], known[name]["sha256"]) for name in names if known),
+  )
+
+
+def image_size(build: Any) -> tuple[int, int] | None:
+  """(height, width) in pixels of all images of a data set; None: each has its own."""
+  height, width, _ = build.info.features["image"].shape
+  return (height, width) if height and width else None
+
+
+def manifest(build: Any) -> dict[str, Any]:
+  """File -> `size` in bytes and `sha256`, as the build wrote them; empty: before there were any."""
+  path = Path(build.data_dir) / MANIFEST
+  if not path.is_file():
+    return {}
+  try:
+    known = json.loads(path.read_bytes())
+    return {name: {"size": of["size"], "sha256": of["sha256"]} for name, of in known.items()}
+  except (OSError, ValueError, AttributeError, KeyError, TypeError) as e:
+    raise ValueError(
+      f"{path} cannot be read: delete it; `python -m affjax.data.prepare NAME --verify` then reads"
+      " every record, and writes another if all are whole"
+    ) from e
+
+
+def fingerprint(path: str | os.PathLike[str]) -> dict[str, Any]:
+  """`size` in bytes and `sha256` of a file."""
+  with open(path, "rb") as file:
+    digest = hashlib.file_digest(file, "sha256")
+    return {"size": file.tell(), "sha256": digest.hexdigest()}
 
 
 def metadata(build: Any) -> dict[str, Any]:
   """What the builder says of its labels: `labels` (task -> names), `scoring` (task -> rules)."""
-  return json.loads((Path(build.data_dir) / "metadata.json").read_text())
+  return read_json(Path(build.data_dir) / METADATA)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,16 +376,72 @@ class Images:
 
     Returns:
       `image` [batch, height, width, 3] uint8 RGB (grey images have three equal channels), `index`
-      [batch] int32.
+      [batch] int32: the rows, and of a row that cannot be read -2 - row. Its image is zeros.
     """
     rows = np.asarray(rows)
+    index = rows.astype(np.int32)
     images = np.empty((len(rows), *self.size, 3), np.uint8)
-    images[rows < 0] = 0
-    real = np.flatnonzero(rows >= 0)
-    for i, record in zip(real, self.shards.read(rows[real]), strict=True):
-      if not self.shards.decode(record, images[i]):
-        raise ValueError(f"{self.shards.where(int(rows[i]))}: the image cannot be decoded")
-    return {"image": images, "index": rows.astype(np.int32)}
+    # All are read, then all decoded: in turns that took a thirtieth longer. What is done about one
+    # that cannot be is for `Records` to decide, which may be in another process.
+    read: dict[int, bytes] = {}
+    for i in np.flatnonzero(rows >= 0).tolist():
+      try:
+        read[i] = self.shards.record(int(rows[i]))
+      except ValueError:
+        index[i] = -2 - rows[i]
+    for i, record in read.items():
+      try:
+        self.shards.decode(record, images[i])
+      except ValueError:
+        index[i] = -2 - rows[i]
+    images[index < 0] = 0
+    return {"image": images, "index": index}
+
+  def why(self, row: int) -> str:
+    """What is wrong with a row that cannot be read, with its shard and its record."""
+    try:
+      self.shards.image(row, np.empty((*self.size, 3), np.uint8))
+    except ValueError as e:
+      return str(e)
+    return f"{self.shards.where(row)}: it could not be read, and now it can"
+
+
+def lost(index: np.ndarray) -> np.ndarray:
+  """The rows that `Images` could not read: [any number] of the batch's `index`."""
+  return -2 - index[index < -1]
+
+
+class Skipped:
+  """Rows of a split that cannot be read and are padding instead: noted as they come up.
+
+  Args:
+    split: its name.
+    length: its rows.
+  """
+
+  FIRST = 5  # of which it is kept what is wrong with them
+
+  def __init__(self, split: str, length: int) -> None:
+    self._split, self._length = split, length
+    self._rows: set[int] = set()
+    self._first: list[str] = []
+
+  def __bool__(self) -> bool:
+    return bool(self._rows)
+
+  def add(self, rows: np.ndarray, images: Images) -> None:
+    """Notes rows; the first is said on stderr."""
+    for row in sorted(set(rows.tolist()) - self._rows):
+      self._rows.add(row)
+      if len(self._first) < self.FIRST:
+        self._first.append(images.why(row))
+      if len(self._rows) == 1:
+        what = f"skipped in {self._split}, as others that cannot be read will be"
+        print(f"{self._first[0]}: {what}", file=sys.stderr, flush=True)
+
+  def facts(self) -> dict[str, Any]:
+    """`count` of the rows so far, `of` how many, and what is wrong with the `first` of them."""
+    return {"count": len(self._rows), "of": self._length, "first": self._first[: self.FIRST]}
 
 
 class Records:
@@ -192,12 +452,19 @@ class Records:
     wants: task -> names of the labels that batches hold.
     masks: further masks that they hold: `expression_strict` and the like.
     seen: labels and masks of every row, from `labels`. What it lacks comes with mask 0.
+    skipped: takes the rows that cannot be read, which are padding then; None: they are errors.
   """
 
   def __init__(
-    self, images: Images, wants: Mapping[str, Sequence[str]], masks: Sequence[str], seen: Labels
+    self,
+    images: Images,
+    wants: Mapping[str, Sequence[str]],
+    masks: Sequence[str],
+    seen: Labels,
+    skipped: Skipped | None = None,
   ) -> None:
     self.images = images
+    self._skipped = skipped
     self._sizes = {task: len(names) for task, names in wants.items()}
     self._masks = tuple(masks)
     self._seen = seen
@@ -214,12 +481,20 @@ class Records:
     Returns:
       What `Images` gives, and `labels` and `mask` (task -> float32; expression has one mask an
       image, va and au one a label).
+
+    Raises:
+      ValueError: a row cannot be read, and there is nothing that takes those that are skipped.
     """
     return self.labelled(self.images(rows))
 
   def labelled(self, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Adds labels and masks to a batch of images."""
+    """Adds labels and masks to a batch of images, in which no row is lost from then on."""
     rows = batch["index"]
+    if (unread := lost(rows)).size:
+      if self._skipped is None:
+        raise ValueError(f"{self.images.why(int(unread[0]))} ({MEND})")
+      self._skipped.add(unread, self.images)
+      rows = np.maximum(rows, -1)
     of = lambda kind, name, *shape: self._rows(self._seen[kind].get(name), rows, shape)
     one = lambda task, size: () if task == "expression" else (size,)
     mask = {task: of(1, task, *one(task, size)) for task, size in self._sizes.items()}
@@ -256,20 +531,38 @@ def decode(encoded: bytes, out: np.ndarray | None = None) -> np.ndarray | None:
 
   What comes may lie in the memory of `out`, if that is contiguous and large enough.
   """
-  if encoded[:2] == b"\xff\xd8":
-    for buffer in (out, None) if out is not None else (None,):
-      try:
-        return simplejpeg.decode_jpeg(encoded, colorspace="RGB", buffer=buffer)
-      except ValueError:
-        pass  # the buffer is too small, or: simplejpeg is strict, OpenCV forgives what browsers do
-  # Of no bytes at all OpenCV raises an error of its own, which does not name the file.
-  image = cv2.imdecode(np.frombuffer(encoded or b"-", np.uint8), cv2.IMREAD_COLOR)
+  jpeg = encoded.startswith(image_files.JPEG)
+  if jpeg and out is not None:
+    try:
+      # Not measured before, which would cost more than a microsecond: what `out` is too small for
+      # is refused by its header too.
+      return simplejpeg.decode_jpeg(encoded, colorspace="RGB", buffer=out)
+    except ValueError:
+      pass
+  try:
+    image_files.measure(encoded)
+  except ValueError:
+    return None
+  if jpeg:
+    try:
+      return simplejpeg.decode_jpeg(encoded, colorspace="RGB")
+    except ValueError:
+      pass  # simplejpeg is strict, OpenCV forgives what browsers do
+  try:
+    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+  except cv2.error:
+    return None
   return None if image is None else image[..., ::-1]
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
   """File -> [height, width, 3] uint8 RGB; ValueError names a file that is not an image."""
-  image = decode(Path(path).read_bytes())
+  encoded = image_files.read(path)
+  try:
+    image_files.measure(encoded)
+  except ValueError as e:
+    raise ValueError(f"{path}: the image cannot be decoded: {e}") from None
+  image = decode(encoded)
   if image is None:
     raise ValueError(f"{path}: the image cannot be decoded")
   return image
@@ -308,6 +601,7 @@ def records(
   image_size: int,
   seen: Labels | None = None,
   found: Shards | None = None,
+  skipped: Skipped | None = None,
 ) -> Records:
   """Opens a split of a prepared data set.
 
@@ -319,10 +613,11 @@ def records(
     seen: from `labels` with the same `wants`, where the split is read through a view; None: the
       labels as they are.
     found: shards to read it from; None: those that TFDS wrote.
+    skipped: see `Records`.
   """
   images = Images(found or shards(build, split), (image_size, image_size))
   seen = labels(build, split, wants) if seen is None else seen
-  return Records(images, wants, _hard_masks(metadata(build)), seen)
+  return Records(images, wants, _hard_masks(metadata(build)), seen, skipped)
 
 
 def _hard_masks(described: Mapping[str, Any]) -> list[str]:
@@ -333,15 +628,32 @@ def _hard_masks(described: Mapping[str, Any]) -> list[str]:
 
 def _walk(found: Shards, chunk: int = 1024) -> Iterator[dict[str, np.ndarray]]:
   """Yields texts, labels and masks of `chunk` records at a time, in order; decodes no image."""
+  first: dict[str, tuple[int, ...]] = {}
   for start in range(0, len(found), chunk):
-    columns: dict[str, list[Any]] = {}
-    for record in found.read(range(start, min(start + chunk, len(found)))):
-      feature = tf_example_pb2.Example.FromString(record).features.feature
-      for name in (n for n in ("key", "person") if n in feature):
-        columns.setdefault(name, []).append(feature[name].bytes_list.value[0])
-      for name in (n for n in feature if n.startswith(("labels/", "mask/"))):
-        columns.setdefault(name, []).append(np.array(feature[name].float_list.value, np.float32))
-    yield {name: np.stack(column) for name, column in columns.items()}
+    rows = []
+    for row in range(start, min(start + chunk, len(found))):
+      record = found.record(row)
+      try:
+        rows.append(_labels_of(record))
+        shapes = {name: np.shape(value) for name, value in rows[-1].items()}
+        first = first or shapes
+        if shapes != first:
+          raise ValueError("the record has not the labels that the first one has")
+      except ValueError as e:
+        raise ValueError(f"{found.where(row)}: {e}") from e
+    yield {name: np.stack([row[name] for row in rows]) for name in first}
+
+
+def _labels_of(record: bytes) -> dict[str, Any]:
+  """Texts, labels and masks of a serialised record."""
+  feature = _parsed(record)
+  texts = [name for name in ("key", "person") if name in feature]
+  vectors = [name for name in feature if name.startswith(("labels/", "mask/"))]
+  if not all(feature[name].bytes_list.value for name in texts):
+    raise ValueError("the record has no key")
+  return {name: feature[name].bytes_list.value[0] for name in texts} | {
+    name: np.array(feature[name].float_list.value, np.float32) for name in vectors
+  }
 
 
 def label_table(build: Any, split: str) -> dict[str, np.ndarray]:
@@ -350,19 +662,40 @@ def label_table(build: Any, split: str) -> dict[str, np.ndarray]:
   Returns:
     `key` [rows] bytes, where the records have it `person` [rows] bytes, and what they hold under
     `labels/TASK` and `mask/TASK`: [rows, size] float32, in terms of the data set's own names.
+
+  Raises:
+    ValueError: no table is kept, and it cannot be made because records cannot be read.
   """
-  path = Path(build.data_dir) / TABLE.format(split)
+  path, found = Path(build.data_dir) / TABLE.format(split), shards(build, split)
+  if kept := kept_table(build, split):
+    return kept
   if path.is_file():
-    with np.load(path) as kept:
-      # Earlier versions kept no person.
-      if "person" in kept or "person" not in build.info.features:
-        return dict(kept)
-  chunks = list(_walk(shards(build, split)))
+    print(f"{path}: damaged or of other records, so it is made anew", file=sys.stderr, flush=True)
+  try:
+    chunks = list(_walk(found))
+  except ValueError as e:
+    raise ValueError(f"the labels of {split} cannot be read, nor done without: {e}") from e
   columns = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
   packed = io.BytesIO()
   np.savez_compressed(packed, **columns)
   keep(path, packed.getvalue())
   return columns
+
+
+def kept_table(build: Any, split: str) -> dict[str, np.ndarray] | None:
+  """What `label_table` has kept; None: nothing, or not all of its columns and rows."""
+  features = build.info.features
+  names = {name for name in ("key", "person") if name in features}  # earlier versions: no person
+  for kind in (kind for kind in ("labels", "mask") if kind in features):
+    names |= {f"{kind}/{name}" for name in features[kind]}
+  try:
+    with np.load(Path(build.data_dir) / TABLE.format(split)) as kept:
+      columns = dict(kept)
+  except _DAMAGED_NPZ:
+    return None
+  length = build.info.splits[split].num_examples
+  whole = names <= set(columns) and all(len(column) == length for column in columns.values())
+  return columns if whole else None
 
 
 def labels(
@@ -437,7 +770,10 @@ def summary(build: Any) -> dict[str, Any]:
   """
   path = Path(build.data_dir) / SUMMARY
   if path.is_file():
-    return json.loads(path.read_text())
+    try:
+      return read_json(path)
+    except ValueError:
+      print(f"{path}: damaged, so it is made anew", file=sys.stderr, flush=True)
   config = build.builder_config.name if build.builder_config else ""
   digest = hashlib.sha256(f"{build.name}/{build.version}/{config}".encode())
   splits = {}
@@ -449,12 +785,46 @@ def summary(build: Any) -> dict[str, Any]:
   return result
 
 
-def keep(path: Path, content: bytes) -> None:
-  """Writes a file whole, or in a read-only place not at all: it is made anew each time."""
+def store(path: Path, content: bytes) -> None:
+  """Writes a file whole or, where that is an OSError, not at all."""
   partial = path.with_suffix(f".{os.getpid()}")
   try:
     partial.write_bytes(content)
     partial.rename(path)
+  finally:
+    partial.unlink(missing_ok=True)
+
+
+def keep(path: Path, content: bytes) -> None:
+  """Writes a file whole or, in a read-only or full place, not at all: it is made anew each time."""
+  try:
+    store(path, content)
   except OSError as e:
-    if e.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if e.errno not in _NO_PLACE:
       raise
+
+
+class storing:
+  """What a `with` block cannot write for want of room or leave is said in one line.
+
+  Args:
+    where: the folder that it writes to.
+    what: it makes, for the message.
+  """
+
+  def __init__(self, where: str | os.PathLike[str], what: str) -> None:
+    self._where, self._what = where, what
+
+  def __enter__(self) -> "storing":
+    return self
+
+  def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+    if not isinstance(error, OSError | RuntimeError):
+      return
+    # ArrayRecord raises RuntimeError, with the system's text in it.
+    for code in _NO_PLACE:
+      if getattr(error, "errno", None) == code or os.strerror(code) in str(error):
+        raise ValueError(
+          f"{self._what} cannot be written to {self._where}: {os.strerror(code)}. Nothing of it is"
+          " kept: make room or give leave to write there, or name another place with --data_dir"
+        ) from error
