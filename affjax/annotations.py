@@ -11,6 +11,7 @@ what was expected there. A label that is missing in the file (-5, -1) is NaN or 
 
 import collections
 import dataclasses
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,11 +20,13 @@ import numpy as np
 
 from affjax import labels
 
-_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
+# Digits fit in one way only: where they could be split in several, a long line would take hours.
+_NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*"
 _FRAME = re.compile(rf"{_NAME}/(?!00000)\d{{5}}\.jpg", re.ASCII)
 _FILE = re.compile(rf"{_NAME}\.jpg", re.ASCII)
 _VIDEO = re.compile(_NAME, re.ASCII)
+_MOST_FRAMES = 99_999  # what five digits can name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +139,7 @@ def read(path: str | Path, task: str, *, predictions: bool = False) -> Annotatio
     ValueError: names the file, the line, what stands there and what was expected.
   """
   path = Path(path)
-  if path.is_dir():
+  if os.path.isdir(path):  # of names that are too long Path.is_dir would raise
     return _read_lsd_tree(path) if task == "lsd" else _read_folder(path, task, predictions)
   return _read_file(path, task, predictions)[1]
 
@@ -150,12 +153,12 @@ def read_names(path: str | Path, task: str) -> tuple[str, ...]:
   Raises:
     ValueError: as `read`.
   """
-  lines = _text(Path(path)).split("\n")
-  form = _format(lines[0], task, str(path))
+  lines, path = _text(Path(path)).split("\n"), _shown(path)
+  form = _format(lines[0], task, path)
   if not form.image:
     raise ValueError(f"{path}:1: a {form.name} names no images; expected a list of them")
   names = []
-  for number, line in _data_lines(lines, str(path)):
+  for number, line in _data_lines(lines, path):
     name, comma, rest = line.partition(",")
     try:
       _check_image(name, form) if not (comma and rest) else _row(line, form, predictions=False)
@@ -186,7 +189,7 @@ def parse(
 def _parse(
   text: str, task: str, name: str, video: str, predictions: bool
 ) -> tuple[Format, Annotations]:
-  lines = text.split("\n")
+  lines, name = text.split("\n"), _shown(name)
   form = _format(lines[0], task, name)
   if not form.image and not _VIDEO.fullmatch(video):
     raise ValueError(
@@ -195,6 +198,8 @@ def _parse(
     )
   rows = []
   for number, line in _data_lines(lines, name):
+    if not form.image and len(rows) == _MOST_FRAMES:
+      raise ValueError(f"{name}:{number}: more than {_MOST_FRAMES:,} frames in one video")
     try:
       rows.append(_row(line, form, predictions))
     except _Illegal as e:
@@ -226,7 +231,8 @@ def write(path: str | Path, task: str, rows: Annotations, header: str = "") -> N
   again = parse(text, task, str(path), video=path.stem)
   if again.images != tuple(rows.images):
     raise ValueError(
-      f"{path}: a {form.name} holds frames 1, 2, 3, ... of its video {path.stem!r}, not other rows"
+      f"{_shown(path)}: a {form.name} holds frames 1, 2, 3, ... of its video {path.stem!r}, not"
+      " other rows"
     )
   path.write_text(text, encoding="ascii", newline="\n")
 
@@ -247,7 +253,7 @@ def lsd_folders(root: str | Path) -> dict[str, Path]:
     there = [Path(root) / spelling for spelling in spellings if (Path(root) / spelling).is_dir()]
     if len(there) != 1:
       what = f"has {' and '.join(p.name for p in there)}" if there else "has none"
-      raise ValueError(f"{root}: expected one folder {' or '.join(spellings)}; it {what}")
+      raise ValueError(f"{_shown(root)}: expected one folder {' or '.join(spellings)}; it {what}")
     found[name] = there[0]
   return found
 
@@ -256,15 +262,24 @@ class _Illegal(ValueError):
   """What is wrong with a line; file and number are added above."""
 
 
+def _shown(path: str | Path) -> str:
+  """A path as messages have it: line breaks and bytes that are no text are escaped."""
+  text = str(path)
+  return text if text.isprintable() else repr(text)[1:-1]
+
+
 def _text(path: Path) -> str:
-  if not path.is_file():
-    raise ValueError(f"{path}: no such file or folder")
-  content = path.read_bytes()
+  name = _shown(path)
+  if not os.path.isfile(path):
+    raise ValueError(f"{name}: no such file or folder")
   try:
+    content = path.read_bytes()
     return content.decode()
+  except OSError as e:
+    raise ValueError(f"{name}: cannot be read ({e.strerror})") from None
   except UnicodeDecodeError as e:
     number = content.count(b"\n", 0, e.start) + 1
-    raise ValueError(f"{path}:{number}: not a text file (byte {content[e.start]:#04x})") from None
+    raise ValueError(f"{name}:{number}: not a text file (byte {content[e.start]:#04x})") from None
 
 
 def _format(first: str, task: str, name: str) -> Format:
@@ -383,14 +398,16 @@ def _read_folder(folder: Path, task: str, predictions: bool) -> Annotations:
   """All per-video files of a folder, by name."""
   files = sorted(folder.glob("*.txt"))
   if not files:
-    raise ValueError(f"{folder}: no per-video files (*.txt) in this folder")
+    raise ValueError(f"{_shown(folder)}: no per-video files (*.txt) in this folder")
   formats, parts = zip(*(_read_file(file, task, predictions) for file in files), strict=True)
   first = parts[0]
   for file, form in zip(files, formats, strict=True):
     if form.image:
-      raise ValueError(f"{file}:1: a list of images among per-video files: give it alone")
+      raise ValueError(f"{_shown(file)}:1: a list of images among per-video files: give it alone")
     if form != formats[0]:
-      raise ValueError(f"{file}:1: another header than in {files[0]}: one edition in one folder")
+      raise ValueError(
+        f"{_shown(file)}:1: another header than in {_shown(files[0])}: one edition in one folder"
+      )
   join = lambda name: (
     None
     if getattr(first, name) is None
@@ -408,17 +425,20 @@ def _read_folder(folder: Path, task: str, predictions: bool) -> Annotations:
 
 def _read_lsd_tree(root: Path) -> Annotations:
   """The labels that the six class folders of an LSD tree are, images by file name."""
-  pairs = [
-    (path.name, labels.EXPRESSION_LSD.index(name))
-    for name, folder in lsd_folders(root).items()
-    for path in sorted(folder.glob("*.jpg"))
-  ]
+  form = FORMATS["lsd"][0]
+  pairs = []
+  for name, folder in lsd_folders(root).items():
+    for path in sorted(folder.glob("*.jpg")):
+      try:
+        pairs.append((_check_image(path.name, form), labels.EXPRESSION_LSD.index(name)))
+      except _Illegal as e:
+        raise ValueError(f"{_shown(folder)}: {e}, or no list could name it") from None
   names = [name for name, _ in pairs]
   twice = [name for name, count in collections.Counter(names).items() if count > 1]
   if twice:
     raise ValueError(
-      f"{root}: {len(twice)} file names occur in two class folders ({twice[0]}), and predictions"
-      " name no folder: give the labels as a list (header 'image,expression')"
+      f"{_shown(root)}: {len(twice)} file names occur in two class folders ({twice[0]}), and"
+      " predictions name no folder: give the labels as a list (header 'image,expression')"
     )
   return Annotations(
     images=tuple(names),

@@ -63,6 +63,8 @@ def score(
   Raises:
     ValueError: labels and predictions do not fit one another.
   """
+  if not len(labels):
+    raise ValueError("the labels have a header and no rows: there is nothing to score")
   edition = _edition(task, labels, edition)
   _check_names(labels, predictions)
   rows = _join(labels.images, predictions.images, _same_rows(predictions))
@@ -314,6 +316,8 @@ def _bootstrap(
   groups, of_row = np.unique(names, return_inverse=True)
   if len(groups) < 2:
     raise ValueError("--bootstrap needs labels of at least two videos")
+  if resamples < 0 or seed < 0:
+    raise ValueError(f"--bootstrap={resamples} --seed={seed}: use numbers from 0 on")
   drawn = np.random.default_rng(seed).multinomial(
     len(groups), np.full(len(groups), 1 / len(groups)), size=resamples
   )

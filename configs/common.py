@@ -35,22 +35,27 @@ def parse(argument: str, **defaults: Any) -> dict[str, Any]:
 def _read(key: str, text: str, default: bool | int | str) -> bool | int | str:
   if isinstance(default, bool):
     if text.lower() not in ("true", "false", "1", "0"):
-      raise ValueError(f"config argument {key}={text!r}: use true or false")
+      raise ValueError(f"config argument {key}={_shown(text)}: use true or false")
     return text.lower() in ("true", "1")
   if isinstance(default, str):
     return text
   # More digits are more than the step of a run can count.
   if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
-    raise ValueError(f"config argument {key}={text!r}: not int, or of more than nine digits")
+    raise ValueError(f"config argument {key}={_shown(text)}: not int, or over nine digits")
   if int(text) < min(default, 1):
     raise ValueError(f"config argument {key}={text}: use at least {min(default, 1)}")
   return int(text)
 
 
+def _shown(text: str) -> str:
+  """The text, escaped where it would not be one line."""
+  return text if text.isprintable() else repr(text)
+
+
 def one_of(key: str, value: str, allowed: Any) -> str:
   """Returns `value`, or raises ValueError naming what is allowed."""
   if value not in allowed:
-    raise ValueError(f"config argument {key}={value!r}: use one of {', '.join(allowed)}")
+    raise ValueError(f"config argument {key}={_shown(value)}: use one of {', '.join(allowed)}")
   return value
 
 
