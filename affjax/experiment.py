@@ -264,19 +264,22 @@ def train_step(
   abstract: state.TrainState,
   mesh: Mesh,
   held: resident.Resident | None = None,
+  skips: bool = False,
 ) -> Any:
   """The procedure's step, jitted: takes and gives a state that lives where `abstract` says.
 
   The state is donated. Metrics come whole on every device. Of a split that the devices hold, it
-  takes the rows of a batch. Where loss or gradient are not finite nothing but the number of the
-  step changes.
+  takes the rows of a batch. Where it `skips`, and loss or gradient are not finite, nothing but the
+  number of the step changes.
   """
   placed = jax.tree.map(lambda x: x.sharding, abstract)
   options = dict(donate_argnums=0, out_shardings=(placed, sharding.replicated(mesh)))
   if mesh.devices.flat[0].platform == "tpu":
     options["compiler_options"] = _TPU_OPTIONS
   inputs = (placed, sharding.split_batch(mesh))
-  taken = lambda state, batch: _if_finite(state, *procedure.train_step(state, batch))
+  taken = procedure.train_step
+  if skips:
+    taken = lambda state, batch: _if_finite(state, *procedure.train_step(state, batch))
   if held is None:
     return jax.jit(taken, in_shardings=inputs, **options)
   step = jax.jit(

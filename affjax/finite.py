@@ -1,7 +1,4 @@
-"""Losses and gradients that are not finite: said, with what is known of where they come from.
-
-That such an update is not taken is seen to where the step is made, in `experiment.train_step`.
-"""
+"""Losses and gradients that are not finite: said, with what is known of where they come from."""
 
 import math
 from collections.abc import Mapping
@@ -52,9 +49,9 @@ def explain(
   config: Mapping[str, Any],
   data: experiment.Data,
   procedure: Any,
-  state: TrainState,
+  state: TrainState | None,
 ) -> str:
-  """Names step, tasks and rows of an update that was not taken.
+  """Names step, tasks and rows of an update that is not finite.
 
   Args:
     values: from `found`.
@@ -62,14 +59,14 @@ def explain(
     config: of the run.
     data: of the run.
     procedure: of the run.
-    state: as it was before that update.
+    state: from before that update; None: all rows are named.
   """
   wrong = [f"{name} {value}" for name, value in values.items() if not math.isfinite(value)]
   split = data.records(data.train_split)
   order = pipeline.order(len(split), config["seed"], config["batch_size"], data.strata)
   rows = np.asarray(order[step - 1])
   some, why = rows, "it had"
-  if jax.process_count() == 1:
+  if state is not None:
     batch = split.batch(rows)
     outputs = jax.jit(procedure.predict)(state.params, state.model_state, batch["image"])
     for what, tree in (("labels", batch["labels"]), ("outputs", outputs)):

@@ -37,7 +37,7 @@ def pattern(text: str, where: str) -> re.Pattern[str]:
   """
   try:
     return re.compile(f"{_NO_CUT}(?:{text}){_NO_CUT}")
-  except re.error as e:
+  except (re.error, OverflowError, RecursionError) as e:
     raise ValueError(f"{where}={text!r} is no regular expression: {e}") from e
 
 

@@ -5,6 +5,7 @@ training split as the system sees it: the same rows through the same view. A sys
 score above its probe has learnt no more of faces than where they are bright.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -49,10 +50,14 @@ def scores(data: experiment.Data, scoring: Any, splits: Sequence[str]) -> dict[s
     Split -> scores, named as the run's; tasks that the training split does not label are left out.
   """
   path = Path(data.build.data_dir) / FILE.format(_key(data, scoring))
-  kept = json.loads(path.read_text()) if path.is_file() else {}
+  kept: dict[str, Any] = {}
+  if path.is_file():
+    with contextlib.suppress(ValueError):  # damaged: made anew
+      kept = records.read_json(path)
   if missing := [split for split in splits if split not in kept]:
     kept |= _fit_and_score(data, scoring, missing)
-    records.keep(path, json.dumps(kept, indent=1).encode())
+    if not data.skipped:  # of records that may be there another time
+      records.keep(path, json.dumps(kept, indent=1).encode())
   return {split: kept[split] for split in splits}
 
 

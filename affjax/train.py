@@ -3,7 +3,7 @@
 import contextlib
 import shutil
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +193,8 @@ def _loop(
   with cost.memory_for("the state and the training images", SMALLER_STEP):
     current = _first_state(config, where, data, procedure, abstract, saved, taken)
     held = experiment.hold(config, data, mesh, plan) if start < config["steps"] else None
-  train_step = experiment.train_step(procedure, abstract, mesh, held)
+  skips = finite.choice(config) == "skip"
+  train_step = experiment.train_step(procedure, abstract, mesh, held, skips)
   batches = training_batches(config, data, mesh, start, held)
   ceilings = evaluate.ceilings(data, data.select, choose.scoring)
   step, pending, flying, scored = start, None, None, saved.scored
@@ -213,7 +214,9 @@ def _loop(
     peak=peak,
   )
   traced = Profile(where / PROFILE, start + WARM, config.get("profile", 0))
-  look = lambda: _look(flying, config, data, procedure, current, watch)
+  # What was not skipped has gone into the parameters, and only a checkpoint is from before it.
+  before = lambda: current if skips else _saved_state(procedure, abstract, saved)
+  look = lambda: _look(flying, config, data, procedure, before, watch)
   short = cost.memory_for("a training step", SMALLER_STEP)
   with contextlib.closing(saved), contextlib.closing(batches), watch, traced, short:
     while True:
@@ -316,24 +319,33 @@ def _first_state(
   return current
 
 
+def _saved_state(procedure: Any, abstract: Any, saved: checkpoints.Checkpoints) -> Any:
+  """The state of the last checkpoint, or the first state if there is none."""
+  saved.wait()
+  step = checkpoints.latest_intact(saved.root, repair=False, say=lambda line: None)
+  return jax.jit(procedure.init)() if step is None else saved.restore(step, abstract)[0]
+
+
 def _look(
   flying: tuple[int, Any] | None,
   config: Mapping[str, Any],
   data: experiment.Data,
   procedure: Any,
-  current: Any,
+  before: Callable[[], Any],
   watch: monitor.Monitor,
 ) -> None:
   """Sees to it that an update was finite: else it is logged, and the run stops if it is to."""
-  if flying and (values := finite.found(flying[1])):
-    text = finite.explain(values, flying[0], config, data, procedure, current)
-    watch.write(flying[0], "nonfinite", values)
-    if finite.choice(config) == "stop":
-      raise FloatingPointError(
-        f"{text}; nothing was saved since: find the cause, lower config.optimizer.learning_rate in"
-        " another --workdir, or go on without such updates by config.nonfinite=skip"
-      )
-    watch.say(f"skipped: {text}")
+  if not flying or not (values := finite.found(flying[1])):
+    return
+  watch.write(flying[0], "nonfinite", values)
+  state = before() if jax.process_count() == 1 else None
+  text = finite.explain(values, flying[0], config, data, procedure, state)
+  if finite.choice(config) == "stop":
+    raise FloatingPointError(
+      f"{text}; nothing was saved since: find the cause, lower config.optimizer.learning_rate in"
+      " another --workdir, or go on without such updates by config.nonfinite=skip"
+    )
+  watch.say(f"skipped: {text}")
 
 
 def _picture(path: Path, procedure: Any, batch: Any, data: experiment.Data, whole: Any) -> None:

@@ -444,12 +444,11 @@ def portion(folder: Path, options: argparse.Namespace) -> int:
     length = float(lock.read() or 0)
     ender = Ender(folder, options.config, options.data_dir, length, chance)
     if not length:
-      for _ in range(2):  # the second time everything is compiled, as it will be for the others
-        shutil.rmtree(calm, ignore_errors=True)
-        begin = time.monotonic()
-        if ender.start(calm, workers[0]).wait():
-          print(calm.with_suffix(".log").read_text()[-3000:])
-          return 1
+      shutil.rmtree(calm, ignore_errors=True)
+      begin = time.monotonic()
+      if ender.start(calm, workers[0]).wait():
+        print(calm.with_suffix(".log").read_text()[-3000:])
+        return 1
       length = time.monotonic() - begin
       lock.write(str(length))
   print(f"undisturbed run: {length:.1f} s", flush=True)

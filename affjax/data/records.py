@@ -95,7 +95,7 @@ def builder(name: str, config: str = "", data_dir: str | None = None) -> Any:
     raise ValueError(f"data set {name!r} has no config {config!r}; it has {known or 'none'}")
   try:
     return cls(data_dir=data_dir and os.path.expanduser(data_dir), config=chosen)
-  except (AttributeError, ValueError, json_format.ParseError) as e:
+  except (AssertionError, AttributeError, ValueError, json_format.ParseError) as e:
     root = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     place = Path(os.path.expanduser(root), name, config or "".join(known[:1]), str(cls.VERSION))
     _blame(place, e)
@@ -107,7 +107,7 @@ def _blame(folder: Path, error: Exception) -> None:
   for path in (folder / METADATA, folder / INFO):
     if path.is_file():
       read_json(path)
-  if isinstance(error, json_format.ParseError):
+  if isinstance(error, AssertionError | json_format.ParseError):
     raise ValueError(_unreadable(folder / INFO, error)) from error
 
 
@@ -122,7 +122,7 @@ def read_json(path: Path) -> dict[str, Any]:
   """Reads a JSON object; ValueError names a file that is missing or holds none."""
   try:
     found = json.loads(path.read_bytes())
-  except (OSError, ValueError) as e:
+  except (OSError, ValueError, RecursionError) as e:
     raise ValueError(_unreadable(path, e)) from e
   if not isinstance(found, dict):
     raise ValueError(_unreadable(path, "no JSON object"))
@@ -203,10 +203,14 @@ class Shards:
     """
     shard = bisect.bisect_right(self._starts, row) - 1
     try:
-      return (self._readers.get(shard) or self._open(shard)).read([row - self._starts[shard]])[0]
+      found = (self._readers.get(shard) or self._open(shard)).read([row - self._starts[shard]])[0]
     except RuntimeError as e:
-      # Before the details: hashes and positions in the file.
-      raise ValueError(f"{self.where(row)}: {str(e).partition(' (')[0].partition(';')[0]}") from e
+      # Before the details: hashes and positions in the file, which may be of any characters.
+      why = " ".join(str(e).partition(" (")[0].partition(";")[0].split())
+      raise ValueError(f"{self.where(row)}: {repr(why)[1:-1]}") from e
+    if not found:  # not every file that cannot be opened says so
+      raise ValueError(f"{self.where(row)}: it is empty, so the file is damaged")
+    return found
 
   def _open(self, shard: int) -> Any:
     """The reader of a file, kept if the file is whole.
@@ -353,7 +357,11 @@ def fingerprint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def metadata(build: Any) -> dict[str, Any]:
   """What the builder says of its labels: `labels` (task -> names), `scoring` (task -> rules)."""
-  return read_json(Path(build.data_dir) / METADATA)
+  path = Path(build.data_dir) / METADATA
+  found = read_json(path)
+  if not isinstance(found.get("labels"), dict):
+    raise ValueError(_unreadable(path, "it says nothing of labels"))
+  return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -651,9 +659,10 @@ def _labels_of(record: bytes) -> dict[str, Any]:
   vectors = [name for name in feature if name.startswith(("labels/", "mask/"))]
   if not all(feature[name].bytes_list.value for name in texts):
     raise ValueError("the record has no key")
-  return {name: feature[name].bytes_list.value[0] for name in texts} | {
-    name: np.array(feature[name].float_list.value, np.float32) for name in vectors
-  }
+  values = {name: np.array(feature[name].float_list.value, np.float32) for name in vectors}
+  if not all(np.isfinite(value).all() for value in values.values()):
+    raise ValueError("the record has a label that is no number")
+  return {name: feature[name].bytes_list.value[0] for name in texts} | values
 
 
 def label_table(build: Any, split: str) -> dict[str, np.ndarray]:
@@ -771,8 +780,13 @@ def summary(build: Any) -> dict[str, Any]:
   path = Path(build.data_dir) / SUMMARY
   if path.is_file():
     try:
-      return read_json(path)
-    except ValueError:
+      kept = read_json(path)
+      if isinstance(kept.get("fingerprint"), str) and kept.get("splits", {}).keys() == set(
+        build.info.splits
+      ):
+        return kept
+      raise ValueError
+    except (AttributeError, ValueError):
       print(f"{path}: damaged, so it is made anew", file=sys.stderr, flush=True)
   config = build.builder_config.name if build.builder_config else ""
   digest = hashlib.sha256(f"{build.name}/{build.version}/{config}".encode())
