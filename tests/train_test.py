@@ -288,7 +288,8 @@ def test_a_checkpoint_of_eight_devices_restores_on_one(finished, tiny_faces):
 def test_nothing_is_lost_when_a_run_is_ended_by_a_signal(tiny_faces, tmp_path):
   result = subprocess.run(
     [sys.executable, "scripts/kill_test.py", "--kills=6", "--each=6",
-     "--moments=compile,step,evaluation,save,call", "--workers=0,2,device", f"--data_dir={tiny_faces}", f"--keep={tmp_path}"],
+     "--moments=compile,step,evaluation,save,call", "--workers=0,2,device",
+     f"--data_dir={tiny_faces}", f"--keep={tmp_path}"],
     cwd=ROOT,
     env={**os.environ, "XLA_FLAGS": ""},
     capture_output=True,
