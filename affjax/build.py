@@ -1,21 +1,34 @@
-"""Turns a section of a config into the object that it describes."""
+"""Turns a section of a config into the object that it describes.
+
+A config may come from others, with a run. So a name leads to what is public and defined in the
+modules that the caller gives, never to what these import.
+"""
 
 import functools
 import importlib
 import inspect
+import numbers
 import pkgutil
+import re
+import reprlib
+import typing
 from collections.abc import Callable, Mapping
-from types import ModuleType
+from types import ModuleType, NoneType
 from typing import Any
+
+_NAME = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*){1,8}", re.ASCII)
+# Annotation -> what a config may hold for it; of others nothing is known here.
+_KINDS = {int: numbers.Integral, float: numbers.Real, bool: bool, str: str, NoneType: NoneType}
 
 
 def build(section: Mapping[str, Any], package: str, **extra: Any) -> Any:
   """Calls what `section["name"]` points at with the rest of the section as its arguments.
 
   Args:
-    section: `name`, such as "vit.ViT" (a module of `package`, then an attribute of it), and the
-      arguments of the call under their own names.
-    package: where the module is, for example "affjax.models".
+    section: `name`, such as "vit.ViT" (a module of `package`, then a class or function of it), and
+      the arguments of the call under their own names.
+    package: where the module is, for example "affjax.models"; or the one module that may be named,
+      such as "affjax.optim", of which names are "optim.adamw".
     **extra: arguments that a config does not hold, such as `rngs` or a size known to the caller.
 
   Returns:
@@ -34,21 +47,32 @@ def bind(section: Mapping[str, Any], package: str, given: int) -> Callable[..., 
   """As `build`, for a function that is called later with its first `given` arguments."""
   name, target, arguments = _read(section, package)
   later = [parameter.name for parameter in _parameters(target)[:given]]
+  if len(later) < given:
+    raise ValueError(f"{name} takes {len(later)} arguments, and {given} are given to it later")
   _check_arguments(name, target, arguments, dict.fromkeys(later))
   return functools.partial(target, **arguments)
 
 
 def _read(section: Mapping[str, Any], package: str) -> tuple[str, Any, dict[str, Any]]:
-  arguments = dict(section)
+  try:
+    arguments = dict(section)
+  except (TypeError, ValueError):
+    raise ValueError(
+      f"{reprlib.repr(section)} is no section of {package}: it has no fields"
+    ) from None
   name = arguments.pop("name", None)
-  if not isinstance(name, str) or "." not in name.strip("."):
-    raise ValueError(f"name {name!r}: a section of {package} needs name='module.Attribute'")
+  if not isinstance(name, str) or len(name) > 100 or not _NAME.fullmatch(name):
+    raise ValueError(
+      f"name {reprlib.repr(name)}: a section of {package} needs name='module.Attribute'"
+    )
   return name, _resolve(name, package), arguments
 
 
 def _resolve(name: str, package: str) -> Any:
   module_name, _, attribute = name.rpartition(".")
   path = f"{package}.{module_name}"
+  if not _modules(package) and package.endswith(f".{module_name}"):
+    path = package  # the one module
   try:
     module = importlib.import_module(path)
   except ModuleNotFoundError as error:
@@ -56,13 +80,11 @@ def _resolve(name: str, package: str) -> Any:
     # name; a dependency missing inside the module must be seen as what it is.
     if error.name is None or not f"{path}.".startswith(f"{error.name}."):
       raise
-    raise ValueError(
-      f"{name!r}: {package} has no module {module_name!r}; it has {_modules(package)}"
-    ) from error
-  target = getattr(module, attribute, None)
-  if not callable(target):
+    has = _modules(package) or [package.rpartition(".")[2]]
+    raise ValueError(f"{name!r}: {package} has no module {module_name!r}; it has {has}") from error
+  if attribute not in _callables(module):
     raise ValueError(f"{name!r}: {path} has no {attribute!r}; it has {_callables(module)}")
-  return target
+  return getattr(module, attribute)
 
 
 def _check_arguments(
@@ -81,10 +103,25 @@ def _check_arguments(
   missing = [argument for argument in required if argument not in {**arguments, **extra}]
   if missing:
     raise ValueError(f"{name} also needs {missing}; it takes {for_config}")
+  for parameter in parameters:
+    if parameter.name in arguments:
+      _check_kind(name, parameter, arguments[parameter.name])
+
+
+def _check_kind(name: str, parameter: inspect.Parameter, value: Any) -> None:
+  """Raises ValueError unless a value is of the types of an annotation, where these are plain."""
+  kinds = typing.get_args(parameter.annotation) or (parameter.annotation,)
+  if not set(kinds) <= _KINDS.keys():
+    return
+  fits = [kind for kind in kinds if isinstance(value, _KINDS[kind])]
+  # To Python True is a number.
+  if not fits or (isinstance(value, bool) and bool not in fits):
+    what = " or ".join("None" if kind is NoneType else kind.__name__ for kind in kinds)
+    raise ValueError(f"{name}: {parameter.name}={reprlib.repr(value)}: use {what}")
 
 
 def _parameters(target: Any) -> list[inspect.Parameter]:
-  if not inspect.isclass(target):
+  if not inspect.isclass(target) or target.__init__ is object.__init__:
     return list(inspect.signature(target).parameters.values())
   # The metaclass of nnx.Module hides the signature of the class, so ask the constructor itself.
   return list(inspect.signature(target.__init__).parameters.values())[1:]

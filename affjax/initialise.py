@@ -65,7 +65,7 @@ def read(section: Mapping[str, Any] | None, state: TrainState) -> Taken | None:
 
   Raises:
     ValueError: there is no such source, a pattern fits nothing, nothing is left to take, or an
-      array has another shape.
+      array has another shape or numbers that are none.
   """
   if not section or not section.get("source"):
     return None
@@ -86,6 +86,7 @@ def read(section: Mapping[str, Any] | None, state: TrainState) -> Taken | None:
   taken = {name: resized.get(name, found[name]) for name in common}
   _check_shapes(taken, own, facts["source"])
   taken = {name: array.astype(own[name].dtype) for name, array in taken.items()}
+  _check_finite(taken, facts["source"])
   facts["arrays"] = len(taken)
   return Taken(taken, facts, _report(facts, taken, own, chosen, found, resized))
 
@@ -113,8 +114,9 @@ def _open(section: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, 
   """The source's arrays by name, and where they are from."""
   path = Path(section["source"]).expanduser().absolute()
   if path.is_file() and path.suffix in FILES:
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     arrays = weights.read(path)
+    with path.open("rb") as file:
+      digest = hashlib.file_digest(file, "sha256").hexdigest()
     if weights.of_transformers(arrays):
       arrays = {ENCODER + n: array for n, array in weights.from_transformers(arrays).items()}
     return arrays, {"source": str(path), "sha256": digest}
@@ -143,11 +145,12 @@ def _renamed(
   """The arrays under the names of this run."""
   now = {name: name for name in arrays}
   for rule in rules:
-    if isinstance(rule, str) or len(rule) != 2:
+    pair = isinstance(rule, list | tuple) and [type(part) for part in rule] == [str, str]
+    if not pair:
       raise ValueError(f"config.initialise.rename: {rule!r} is not a (pattern, replacement)")
     try:
       after = {name: re.sub(*rule, current) for name, current in now.items()}
-    except (re.error, IndexError) as e:
+    except (re.error, IndexError, OverflowError, RecursionError) as e:
       raise ValueError(f"config.initialise.rename: {rule!r}: {e}") from e
     if after == now:
       like = paths.like(rule[0], now.values())
@@ -169,6 +172,8 @@ def _chosen(own: Mapping[str, Any], section: Mapping[str, Any]) -> list[str]:
   for field in ("include", "exclude"):
     if text := section.get(field):
       where = f"config.initialise.{field}"
+      if not isinstance(text, str):
+        raise ValueError(f"{where}={text!r}: use one pattern, as text")
       pattern = paths.pattern(text, where)
       fits[field] = {name for name in own if pattern.search(name)}
       if not fits[field]:
@@ -198,7 +203,7 @@ def _resized(
   if POSITIONS not in common:
     return {}
   array, shape = found[POSITIONS], own[POSITIONS].shape
-  if array.shape == shape or array.ndim != 3 or array.shape[::2] != shape[::2]:
+  if array.shape == shape or array.ndim != 3 or array.shape[::2] != shape[::2] or not array.size:
     return {}
   # One more than a square: the first is that of a class token.
   (_, first), (side, class_token) = (_grid(n) for n in (array.shape[1], shape[1]))
@@ -225,6 +230,16 @@ def _check_shapes(taken: Mapping[str, np.ndarray], own: Mapping[str, Any], sourc
     f"config.initialise: {source}: {first}{more}: leave out what is of another size"
     f" with config.initialise.exclude{few}"
   )
+
+
+def _check_finite(taken: Mapping[str, np.ndarray], source: str) -> None:
+  wrong = [name for name, array in taken.items() if not np.isfinite(array).all()]
+  if wrong:
+    more = f", and {len(wrong) - 1} more do" if len(wrong) > 1 else ""
+    raise ValueError(
+      f"config.initialise: {source}: {wrong[0]} holds NaN or infinity{more}: leave it out with"
+      " config.initialise.exclude, or take another source"
+    )
 
 
 def _report(

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,15 @@ from affjax import checkpoints, experiment, procedures, sharding, workdir
 from affjax.data.records import fit, read_image
 
 BUCKET = 64  # images a call; the last is padded, so nothing is compiled twice
+IMAGE_SIZE = 4096  # pixels, of a config at most
+LABELS = 1000  # of a task at most
+# What this module and `procedures.from_config` take from a config without a look at it.
+_FIELDS = {
+  "labels": Mapping, "losses": Mapping, "data": Mapping, "model": Mapping, "optimizer": Mapping,
+  "procedure": Mapping, "augment": Mapping, "image_size": int, "data.image_size": int, "seed": int,
+  "steps": int, "dtype": str,
+}  # fmt: skip
+_DEPTH, _NUMBER = 16, 2**32  # how deep a config may be nested, and its largest number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,13 +88,14 @@ class Predictor:
       checkpoint: "best" by the run's metric, "latest", or a step.
 
     Raises:
-      ValueError: no run, or no such checkpoint, there.
+      ValueError: no run, or no such checkpoint, there; or the config of the run is not one that
+        affjax writes. Nothing of it is executed: names in it lead to affjax's own models.
     """
     where = Path(where)
     self.config = workdir.read_config(where)
+    procedure = _open(self.config, where / workdir.CONFIG)
     self._labels = self.config["labels"]
     self._image_size = self.config["data"]["image_size"]
-    procedure = procedures.from_config(self.config)
     root = where / workdir.CHECKPOINTS
     self.step = checkpoints.pick(root, checkpoint)
     saved = checkpoints.Checkpoints(root, read_only=True)
@@ -173,6 +184,52 @@ class Predictor:
       expression_probability=columns("expression", probability),
       au_probability=columns("au", 1 / (1 + np.exp(-out["au"])) if "au" in out else none),
     )
+
+
+def _open(config: Mapping[str, Any], path: Path) -> Any:
+  """The procedure of a config that may be anybody's."""
+  try:
+    _check(config)
+    return procedures.from_config(config)
+  except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as e:
+    # The last four come from deep inside, where a config of affjax's has something else.
+    kind = "" if isinstance(e, ValueError) else f"{type(e).__name__}: "
+    # One line, whatever the names in the config are.
+    why = "".join(c if c.isprintable() else "?" for c in str(e).partition("\n")[0])
+    raise ValueError(f"{path}: {kind}{why}") from e
+
+
+def _check(config: Mapping[str, Any]) -> None:
+  """Raises ValueError, naming the field, for what could not be a config or would take too long."""
+  _check_leaves(config, "config")
+  data = config.get("data")
+  flat = {
+    **config,
+    "data.image_size": data.get("image_size") if isinstance(data, Mapping) else None,
+  }
+  for name, kind in _FIELDS.items():
+    if not isinstance(flat.get(name), kind) or isinstance(flat[name], bool):
+      what = {int: "an integer", str: "a text"}.get(kind, "a section")
+      raise ValueError(f"config.{name}={reprlib.repr(flat.get(name))}: it should be {what}")
+  for name in ("image_size", "data.image_size"):
+    if not 1 <= flat[name] <= IMAGE_SIZE:
+      raise ValueError(f"config.{name}={flat[name]}: use 1 to {IMAGE_SIZE} pixels")
+  for task, names in config["labels"].items():
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+      raise ValueError(f"config.labels.{task}={reprlib.repr(names)}: it should be names")
+    if not 1 <= len(names) <= LABELS:
+      raise ValueError(f"config.labels.{task} has {len(names)} names: use 1 to {LABELS}")
+
+
+def _check_leaves(tree: Any, name: str, depth: int = 0) -> None:
+  """Raises ValueError for numbers that are none or absurd, and for what is nested without end."""
+  if depth > _DEPTH:
+    raise ValueError(f"{name[:60]}...: nested too deeply")
+  if isinstance(tree, Mapping | list | tuple):
+    for key, value in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
+      _check_leaves(value, f"{name}.{key}", depth + 1)
+  elif isinstance(tree, int | float) and not abs(tree) <= _NUMBER:
+    raise ValueError(f"{name}={reprlib.repr(tree)}: use a number of at most {_NUMBER:,}")
 
 
 def load(where: str | Path, checkpoint: str = "best") -> Predictor:

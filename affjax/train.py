@@ -146,7 +146,6 @@ def run(
     primary = jax.process_index() == 0
     if primary:
       held.enter_context(workdir.claim(where))
-      _check_room(where, abstract)
       facts = {"initialise": taken.facts} if taken else {}
       workdir.record(where, config, {"devices": [str(d) for d in jax.devices()], **facts})
       print(f"{experiment.describe(resolved, data, procedure, mesh)}\n       {plan}")
@@ -155,12 +154,12 @@ def run(
     if not finished:
       stopping.say(stop.signal, "training")
       raise SystemExit(stopping.code(stop.signal or signal.SIGTERM))
-    skipped = [line["step"] for line in monitor.lines(where / monitor.LOG, "nonfinite")]
+    facts = {}
     if primary:
       report.save_weights(where / WEIGHTS, where / monitor.LOG)
-      if skipped:
+      if skipped := [line["step"] for line in monitor.lines(where / monitor.LOG, "nonfinite")]:
         print(f"       {len(skipped)} updates were not finite and were skipped: steps {skipped}")
-    facts = {"skipped_updates": skipped} if skipped else {}
+        facts = {"skipped_updates": skipped}
     stop.where = "scoring"
     with cost.memory_for("an evaluation", SMALLER_EVALUATION):
       return evaluate.score(config, where, data, procedure, mesh, facts=facts)
@@ -190,6 +189,8 @@ def _loop(
   stop.saved = saved.wait
   position = {"seed": config["seed"], "fingerprint": data.summary["fingerprint"]}
   start = saved.latest or 0
+  if primary and start < config["steps"]:
+    _check_room(where, abstract)
   with cost.memory_for("the state and the training images", SMALLER_STEP):
     current = _first_state(config, where, data, procedure, abstract, saved, taken)
     held = experiment.hold(config, data, mesh, plan) if start < config["steps"] else None

@@ -18,6 +18,7 @@ CONFIG = "config.json"
 STARTS = "starts.jsonl"
 CHECKPOINTS = "checkpoints"
 IN_USE = ".in_use"
+LARGEST = 2**24  # bytes of a config
 
 # Fields that may change between starts of one run: they do not change a single bit of it. (What to
 # do about the first update that is not finite, or record that cannot be read, is asked only there.)
@@ -59,6 +60,8 @@ def read_config(workdir: Path) -> dict[str, Any]:
   if not path.is_file():
     raise ValueError(f"{workdir} holds no run ({CONFIG} is missing): check --workdir")
   try:
+    if path.stat().st_size > LARGEST:
+      raise ValueError(f"it has {path.stat().st_size:,} bytes")
     config = json.loads(path.read_bytes())
   except (ValueError, RecursionError) as e:
     raise ValueError(f"{path} is not the config of a run: {e}") from None

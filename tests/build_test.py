@@ -21,6 +21,15 @@ class Point:
 def any_options(**options):
   return options
 
+def typed(
+  count: int = 0, rate: float = 0.0, flag: bool = False, text: str = "", maybe: int | None = 0,
+  anything=0
+):
+  return dict(locals())
+
+def _hidden():
+  return 0
+
 NUMBER = 3
 """
 
@@ -47,6 +56,38 @@ def test_builds_modules_dataclasses_and_functions_of_nested_modules(package):
   assert build(dict(name="nets.any_options", a=1), package, b=2) == dict(a=1, b=2)
 
 
+def test_one_module_may_be_given_instead_of_a_package(package):
+  assert build(dict(name="nets.Point", x=1), f"{package}.nets").x == 1
+  for name in ("deep.Point", "inner.deep.Point", "nets.nets.Point"):
+    with pytest.raises(ValueError, match=r"has no module .*; it has \['nets'\]"):
+      build(dict(name=name, x=1), f"{package}.nets")
+
+
+@pytest.mark.parametrize(
+  ("argument", "good", "bad", "what"),
+  [
+    ("count", (3, 0), (3.0, "3", True, None, [3]), "use int"),
+    ("rate", (0.5, 1), ("0.5", True, None), "use float"),
+    ("flag", (True, False), (1, 0, "true", None), "use bool"),
+    ("text", ("a", ""), (1, ["a"]), "use str"),
+    ("maybe", (3, None), ("3", False, 1.5), "use int or None"),
+    ("anything", (3, "a", None, [1]), (), ""),
+  ],
+)
+def test_plain_types_are_held_against_what_a_call_takes(package, argument, good, bad, what):
+  for value in good:
+    assert build({"name": "nets.typed", argument: value}, package)[argument] is value
+  for value in bad:
+    with pytest.raises(ValueError, match=rf"nets.typed: {argument}=.*: {what}"):
+      build({"name": "nets.typed", argument: value}, package)
+
+
+def test_what_a_module_imports_and_hides_is_not_found(package):
+  for name in ("nets.dataclasses", "nets.nnx", "nets.dataclasses.dataclass", "nets._hidden"):
+    with pytest.raises(ValueError, match="has no|needs name="):
+      build(dict(name=name), package)
+
+
 def test_leaves_the_section_as_it_was(package):
   section = dict(name="nets.Point", x=1)
   build(section, package)
@@ -59,7 +100,7 @@ def test_leaves_the_section_as_it_was(package):
     (dict(width=8), r"name None: .* needs name='module.Attribute'"),
     (dict(name="Net"), r"name 'Net'"),
     (dict(name="netz.Net"), r"no module 'netz'; it has \['broken', 'inner', 'nets'\]"),
-    (dict(name="nets.Nett"), r"no 'Nett'; it has \['Net', 'Point', 'any_options'\]"),
+    (dict(name="nets.Nett"), r"no 'Nett'; it has \['Net', 'Point', 'any_options', 'typed'\]"),
     (dict(name="nets.NUMBER"), r"no 'NUMBER'"),
     (dict(name="nets.Net", widht=8), r"takes no \['widht'\]; it takes \['width', 'depth'\]"),
     (dict(name="nets.Net"), r"also needs \['width'\]; it takes \['width', 'depth'\]"),

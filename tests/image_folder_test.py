@@ -319,7 +319,7 @@ def test_files_that_are_no_whole_jpeg_or_png_are_named(tmp_path, content):
 
 def test_a_path_that_is_a_folder_is_named(tmp_path):
   source = write_folder(tmp_path / "source", "path\nphotos\n", ["photos/a.jpg"])
-  with pytest.raises(ValueError, match="Is a directory.*photos"):
+  with pytest.raises(ValueError, match="photos: not a regular file"):
     prepared(source, tmp_path / "data")
 
 

@@ -48,7 +48,8 @@ def run(tmp_path_factory):
   where = tmp_path_factory.mktemp("run")
   saved = checkpoints.Checkpoints(where / "checkpoints")
   for step, score in ((5, 1.0), (9, 0.5)):
-    saved.save(step, state_of(8, step, state_of(8, step + 1).params), {"seed": 0}, score)
+    saved.save(step, state_of(8, step, state_of(8, step + 1).params), {"seed": 0})
+    saved.score(step, score)
   saved.close()
   return where
 

@@ -65,8 +65,11 @@ def measure(encoded: bytes) -> tuple[int, int]:
 
 
 def _measure_jpeg(encoded: bytes) -> tuple[int, int]:
-  # simplejpeg has a function for this, which refuses rare ways of subsampling that OpenCV reads.
-  at = 2
+  try:
+    height, width, *_ = simplejpeg.decode_jpeg_header(encoded, strict=False)
+    return height, width
+  except (ValueError, KeyError):  # damaged, or of a rare subsampling that only OpenCV reads
+    at = 2
   while encoded[at : at + 1] == b"\xff":
     kind = encoded[at + 1 : at + 2]
     if kind == b"\xff" or kind in _ALONE:
@@ -74,7 +77,8 @@ def _measure_jpeg(encoded: bytes) -> tuple[int, int]:
     elif kind in _FRAMES and len(encoded) >= at + 9:
       return struct.unpack_from(">HH", encoded, at + 5)
     else:
-      at += 2 + int.from_bytes(encoded[at + 2 : at + 4], "big")
+      # Its length counts its own two bytes; libjpeg takes less for these.
+      at += 2 + max(2, int.from_bytes(encoded[at + 2 : at + 4], "big"))
   raise ValueError("damaged JPEG")
 
 

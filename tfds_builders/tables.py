@@ -30,6 +30,7 @@ class Table:
   """The rows of a split, in the order of their records.
 
   Attributes:
+    source: what the user named; no link may lead out of it.
     folder: of the images.
     images: [rows] paths in it.
     keys: [rows] unique in the data set.
@@ -38,6 +39,7 @@ class Table:
     missing: images of rows that are left out because there is no such file.
   """
 
+  source: Path
   folder: Path
   images: Sequence[str]
   keys: Sequence[str]
@@ -69,9 +71,9 @@ class Table:
     """The rows whose image is there; the others are `missing`.
 
     Raises:
-      ValueError: none is there.
+      ValueError: none is there, or a link leads out of the source.
     """
-    there = images.present(self.folder, self.images)
+    there = images.present(self.folder, self.images, self.source)
     if not there.any():
       raise ValueError(
         f"{self.folder}: none of the {len(self)} listed images is here (first of them:"
@@ -85,7 +87,7 @@ class Table:
     """The encoded image of a row, and what is wrong with it, if anything."""
     path = self.folder / self.images[row]
     try:
-      encoded = path.read_bytes()
+      encoded = images.read(path)
       images.check(str(path), encoded, size)
     except (ValueError, OSError) as e:
       return b"", str(e)

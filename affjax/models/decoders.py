@@ -22,6 +22,7 @@ _POSITION_BIAS = 2.0
 _POSITION_SPEED = 20.0
 # Small, so that training starts from near-uniform answers whatever the encoder gives.
 _HEAD_INIT = nnx.initializers.normal(0.02)
+_DEEPEST = 64  # layers; see `affjax.models.vit`
 # Its outputs are logits of one distribution, so one log-variance is that of all of them.
 _DISTRIBUTION = "expression"
 
@@ -124,6 +125,7 @@ class TaskTokens(nnx.Module):
     """
     _one_of("layout", layout, _LAYOUTS)
     _one_of("position", position, _POSITIONS)
+    _check_sizes(width, depth, num_heads, readout)
     shared_head = layout != "task" if shared_head is None else shared_head
     if shared_head and layout == "task":
       raise ValueError(
@@ -419,6 +421,16 @@ class Heads(Projections):
         one = task == _DISTRIBUTION
         outputs[f"{task}/log_variance"] = s.mean(1, keepdims=True) if one else s
     return outputs
+
+
+def _check_sizes(width: int, depth: int, num_heads: int, readout: int) -> None:
+  for name, size in (("width", width), ("num_heads", num_heads)):
+    if size < 1:
+      raise ValueError(f"{name} {size}: use 1 or more")
+  if not 0 <= depth <= _DEEPEST:
+    raise ValueError(f"depth {depth}: use 0 to {_DEEPEST}")
+  if readout < 0:
+    raise ValueError(f"readout {readout}: use 0 or more")
 
 
 def _one_of(name: str, value: str, allowed: Mapping[str, Any] | tuple[str, ...]) -> None:

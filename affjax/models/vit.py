@@ -18,6 +18,9 @@ _SIZES = {
   "L": (1024, 24, 16),
 }
 _PATCHES = (4, 6, 8, 12, 14, 16)
+# Blocks, and layers of a stem at one resolution. What has more is no model but a mistake, or is
+# meant to keep whoever opens it busy: they are built one by one, even where no array is made.
+_DEEPEST = 64
 
 
 class ViT(nnx.Module):
@@ -89,7 +92,8 @@ class ViT(nnx.Module):
     sizes, self.patch_size = _parse(variant)
     given = (width, depth, num_heads)
     width, depth, num_heads = (s if g is None else g for g, s in zip(given, sizes, strict=True))
-    _check_sizes(image_size, self.patch_size, variant, registers)
+    _check_image_size(image_size, self.patch_size, variant)
+    _check_sizes(width, depth, num_heads, registers)
     dtype = jnp.dtype(dtype)
     self.image_size, self.width = image_size, width
     self.num_patches = (image_size // self.patch_size) ** 2
@@ -413,8 +417,8 @@ _STEMS = {"conv": ConvStem, "residual": ResidualStem}
 def _build_stem(
   stem: str, stem_depth: int, patch_size: int, width: int, dtype: jnp.dtype, rngs: nnx.Rngs
 ) -> nnx.Module:
-  if stem_depth < 1:
-    raise ValueError(f"stem_depth {stem_depth}: use at least 1")
+  if not 1 <= stem_depth <= _DEEPEST:
+    raise ValueError(f"stem_depth {stem_depth}: use 1 to {_DEEPEST}")
   if stem == "patch":
     return PatchStem(patch_size, width, dtype=dtype, rngs=rngs)
   if stem not in _STEMS:
@@ -434,13 +438,21 @@ def _repeat(token: nnx.Param, x: jax.Array) -> jax.Array:
   return jnp.broadcast_to(token[...], (len(x), *token.shape[1:])).astype(x.dtype)
 
 
-def _check_sizes(image_size: int, patch_size: int, variant: str, registers: int) -> None:
-  if image_size % patch_size:
+def _check_image_size(image_size: int, patch_size: int, variant: str) -> None:
+  if image_size < 1 or image_size % patch_size:
     nearest = max(round(image_size / patch_size), 1) * patch_size
     raise ValueError(
       f"image_size {image_size} is not a multiple of the patch size {patch_size} of variant"
       f" {variant!r}: use image_size {nearest} or another of the patch sizes {_PATCHES}"
     )
+
+
+def _check_sizes(width: int, depth: int, num_heads: int, registers: int) -> None:
+  for name, size in (("width", width), ("num_heads", num_heads)):
+    if size < 1:
+      raise ValueError(f"{name} {size}: use 1 or more")
+  if not 1 <= depth <= _DEEPEST:
+    raise ValueError(f"depth {depth}: use 1 to {_DEEPEST}")
   if registers < 0:
     raise ValueError(f"registers {registers}: use 0 or more")
 

@@ -6,13 +6,19 @@
 Names are paths of parameters, as in `blocks/0/attention/query_key_value/kernel`.
 """
 
+import math
 import re
+import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import jax.numpy as jnp
 import numpy as np
+import safetensors
 from flax import nnx
+from safetensors.numpy import load_file
 
 from affjax.models import vit
 
@@ -40,22 +46,93 @@ _BLOCK = re.compile(r"^(encoder\.layer|layers)\.(\d+)\.")
 _NOT_OURS = re.compile(r"pooler\.|classifier\.|embeddings\.mask_token")  # what follows the tokens
 _FUSED = ("query", "key", "value")
 
+# Arrays may take this many bytes, or so many times those of their file: trained weights shrink
+# little, and a file of zeros that are unpacked into memory by the thousand is no file of weights.
+_UNPACKED_BYTES, _UNPACKED_TIMES = 2**28, 20
+# The header of an array as numpy writes it; the dtype is of booleans, integers or floats.
+_HEADER = re.compile(
+  rb"\{'descr': '[<>|=]?[biuf](\d{1,2})', 'fortran_order': (?:True|False),"
+  rb" 'shape': \(((?:\d{1,18}, ?)*(?:\d{1,18})?)\), \} *\n?"
+)
+_HEADER_BYTES = 10_000  # of one, at most
+_SAFETENSORS = re.compile(r"BOOL|[IU](8|16|32|64)|B?F16|F(32|64)")  # its names of such dtypes
+
 
 def read(path: str | Path) -> dict[str, np.ndarray]:
   """Reads arrays from a file in numpy's format or, by its ending, in safetensors'.
 
+  Nothing is unpickled. What the file says of its arrays is looked at before any of them is read.
+
   Raises:
-    ValueError: there is no such file.
+    ValueError: there is no such file, it is damaged, holds other than arrays of numbers, or these
+      are absurdly large for its size.
   """
   path = Path(path).expanduser()
   if not path.is_file():
     raise ValueError(f"{path}: no such file; scripts/fetch_*.py fetch weights")
-  if path.suffix == ".safetensors":
-    from safetensors.numpy import load_file
+  try:
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_npz(path)
+  except (
+    *(ValueError, OSError, RuntimeError, EOFError),
+    *(zipfile.BadZipFile, zlib.error, safetensors.SafetensorError),
+  ) as e:
+    kind = "a .safetensors" if path.suffix == ".safetensors" else "an .npz"
+    # One line, whatever the names in the file are.
+    why = "".join(c if c.isprintable() else "?" for c in str(e).partition("\n")[0])
+    raise ValueError(
+      f"{path}: cannot be read as {kind} file of arrays: {why or 'it ends too early'}"
+    ) from e
 
-    return load_file(path)
-  with np.load(path) as file:
-    return dict(file)
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+  # The library holds shapes and offsets against each other and the file.
+  with safetensors.safe_open(path, "numpy") as file:
+    names = file.keys()
+    for name in names:
+      kind = file.get_slice(name).get_dtype()
+      if not _SAFETENSORS.fullmatch(kind):
+        raise ValueError(f"{name} is of {kind}; use floats, integers or booleans")
+  return load_file(path)
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+  with zipfile.ZipFile(path) as archive:
+    members: dict[str, zipfile.ZipInfo] = {}
+    for member in archive.infolist():
+      name = member.filename.removesuffix(".npy")
+      if name in members:
+        raise ValueError(f"{name} is there twice")
+      members[name] = member
+    unpacked, size = sum(m.file_size for m in members.values()), path.stat().st_size
+    if unpacked > max(_UNPACKED_BYTES, _UNPACKED_TIMES * size):
+      raise ValueError(f"{size:,} bytes that would become {unpacked:,}")
+    for name, member in members.items():
+      if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{name} is neither stored nor deflated")
+      if member.flag_bits & 1:
+        raise ValueError(f"{name} is encrypted")
+      with archive.open(member) as file:
+        if _size_by_header(file) != member.file_size:
+          raise ValueError(f"{name} is no array of numbers, or of another size than it says")
+    arrays = {}
+    for name, member in members.items():
+      with archive.open(member) as file:
+        arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
+  return arrays
+
+
+def _size_by_header(file: BinaryIO) -> int | None:
+  """Bytes of a file in numpy's format, by its first ones; None: it is no array of numbers."""
+  start = file.read(8)
+  digits = {b"\x93NUMPY\x01\x00": 2, b"\x93NUMPY\x02\x00": 4}.get(start)
+  if digits is None:
+    return None
+  length = int.from_bytes(file.read(digits), "little")
+  match = _HEADER.fullmatch(file.read(length)) if length <= _HEADER_BYTES else None
+  if match is None:
+    return None
+  shape = [int(n) for n in re.findall(rb"\d+", match[2])]
+  return 8 + digits + length + math.prod(shape) * int(match[1])
 
 
 def fill(module: nnx.Module, weights: Mapping[str, np.ndarray]) -> None:
@@ -68,13 +145,15 @@ def fill(module: nnx.Module, weights: Mapping[str, np.ndarray]) -> None:
   Raises:
     ValueError: a parameter has no value, or one of another shape.
   """
-  for name, parameter in _parameters(module).items():
+  parameters = _parameters(module)
+  for name, parameter in parameters.items():
     if name not in weights:
       raise ValueError(f"parameter {name} is not in the file")
     if weights[name].shape != parameter[...].shape:
       raise ValueError(
         f"parameter {name} is {parameter[...].shape}, in the file {weights[name].shape}"
       )
+  for name, parameter in parameters.items():
     parameter[...] = jnp.asarray(weights[name], parameter[...].dtype)
 
 
@@ -99,7 +178,8 @@ def from_transformers(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
     Name -> array, blocks one by one; `fit` makes them fit a model.
 
   Raises:
-    ValueError: names that no such model has, or a query, key or value without the other two.
+    ValueError: names that no such model has, two that mean the same, or a query, key or value
+      without the other two.
   """
   ours, unknown = {}, []
   for name, array in arrays.items():
@@ -110,7 +190,7 @@ def from_transformers(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
     if new is None:
       unknown.append(name)
     else:
-      ours.update([_orient(new, np.asarray(array))])
+      _put(ours, *_orient(new, np.asarray(array)))
   if unknown:
     raise ValueError(
       f"{_some(unknown)}: no parameters of a ViT or DINOv2 of transformers; take them out if the"
@@ -142,6 +222,8 @@ def fit(weights: Mapping[str, np.ndarray], model: vit.ViT) -> dict[str, np.ndarr
       f"{'; '.join(both)}: build the model with the depth, stem, class_token, registers and"
       " layer_scale of the weights"
     )
+  if np.ndim(weights["positions"]) != 3:
+    raise ValueError(f"positions of shape {weights['positions'].shape}: they have three axes")
   side = model.image_size // model.patch_size
   class_token = model.class_token is not None
   positions = vit.resize_positions(weights["positions"], (side, side), class_token=class_token)
@@ -194,7 +276,8 @@ def _fuse(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
       raise ValueError(
         f"{head}: no {tail} of {', '.join(missing)} beside that of {', '.join(found)}"
       )
-    fused[f"{head}/query_key_value/{tail}"] = np.concatenate([found[p] for p in _FUSED], axis=-1)
+    joined = np.concatenate([found[p] for p in _FUSED], axis=-1)
+    _put(fused, f"{head}/query_key_value/{tail}", joined)
   return fused
 
 
@@ -202,11 +285,11 @@ def stack(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   """`blocks/0/x`, `blocks/1/x`, ... -> `blocks/x`, with the layer as first axis, as `scan` has it.
 
   Raises:
-    ValueError: a block lacks what another has.
+    ValueError: a block lacks what another has, or blocks are there both ways.
   """
   stacked, parts = {}, {}
   for name, array in weights.items():
-    if match := re.fullmatch(r"(|.*/)blocks/(\d+)/(.+)", name):
+    if match := re.fullmatch(r"(|.*/)blocks/(0|[1-9][0-9]*)/(.+)", name):
       parts.setdefault(match[1], {}).setdefault(match[3], {})[int(match[2])] = array
     else:
       stacked[name] = array
@@ -216,19 +299,32 @@ def stack(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
       missing = [f"{prefix}blocks/{layer}/{name}" for layer in range(depth) if layer not in layers]
       if missing:
         raise ValueError(f"the weights lack {_some(missing)}, which other blocks have")
-      stacked[f"{prefix}blocks/{name}"] = np.stack([layers[layer] for layer in range(depth)])
+      array = np.stack([layers[layer] for layer in range(depth)])
+      _put(stacked, f"{prefix}blocks/{name}", array)
   return stacked
 
 
 def unstack(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """What `stack` made, as it was before; blocks that are not stacked stay as they are."""
+  """What `stack` made, as it was before; blocks that are not stacked stay as they are.
+
+  Raises:
+    ValueError: blocks are there both ways.
+  """
   flat = {}
   for name, array in weights.items():
-    if match := re.fullmatch(r"(|.*/)blocks/(\D.*)", name):
-      flat |= {f"{match[1]}blocks/{layer}/{match[2]}": part for layer, part in enumerate(array)}
+    if (match := re.fullmatch(r"(|.*/)blocks/(\D.*)", name)) and np.ndim(array):
+      for layer, part in enumerate(array):
+        _put(flat, f"{match[1]}blocks/{layer}/{match[2]}", part)
     else:
-      flat[name] = array
+      _put(flat, name, array)
   return flat
+
+
+def _put(arrays: dict[str, np.ndarray], name: str, array: np.ndarray) -> None:
+  """Adds an array; two that would come to have one name are an error."""
+  if name in arrays:
+    raise ValueError(f"{name} is there twice, under two names that mean the same")
+  arrays[name] = array
 
 
 def _some(names: Iterable[str], limit: int = 6) -> str:

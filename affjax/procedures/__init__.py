@@ -43,7 +43,7 @@ def from_config(config: Mapping[str, Any]) -> Any:
     ),
     image_size=config["image_size"],
     losses=config["losses"],
-    optimizer=build(optimizer, "affjax", steps=config["steps"]),
+    optimizer=build(optimizer, "affjax.optim", steps=config["steps"]),
     augment=config["augment"],
     seed=config["seed"],
     accumulate=config.get("accumulate", 1),  # absent from the configs of earlier runs

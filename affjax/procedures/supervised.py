@@ -81,7 +81,7 @@ class Supervised:
       raise ValueError(f"config.procedure.sam_radius={sam_radius!r}: use a number >= 0 (0: off)")
     self._make_model = make_model
     self._image_size = image_size
-    self._losses = {task: bind(section, "affjax", 3) for task, section in losses.items()}
+    self._losses = {task: bind(section, "affjax.losses", 3) for task, section in losses.items()}
     self._tx, self._learning_rate, self._frozen = optimizer
     self._augment = dict(augment)
     self._seed = seed

@@ -6,7 +6,9 @@ Barsoum, Zhang, Canton Ferrer & Zhang, 2016, arXiv:1608.01041.
 import csv
 import hashlib
 import io
+import re
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -19,6 +21,10 @@ from tfds_builders import progress
 
 VOTE_COLUMNS = (*EXPRESSION_FERPLUS, "unknown", "NF")
 SIZE = 48  # pixels
+MEMBERS = 50_000  # images in a zip, at most; FER+ has 28,709 for training
+MEMBER_BYTES = (
+  2**16
+)  # of one of them, at most; without compression 18 kB at 16 bits and four channels
 # In this order: an image that occurs in several folders stays in the first of them.
 FOLDERS = {"test": "FER2013Test", "validation": "FER2013Valid", "train": "FER2013Train"}
 # Which images have a hard label. The label itself is the option with the most votes under both.
@@ -69,29 +75,89 @@ def read_votes(path: Path) -> dict[str, dict[str, np.ndarray]]:
   Returns:
     Usage column -> image name -> [10] votes. Rows without an image name (removed by the
     authors) are left out; of a name that occurs twice the first row counts.
+
+  Raises:
+    ValueError: names the file, the line, the column and the value.
   """
+  if not path.is_file():
+    raise ValueError(f"{path}: no such file: it is of github.com/microsoft/FERPlus")
   votes: dict[str, dict[str, np.ndarray]] = {}
-  with path.open(newline="") as f:
+  with path.open(newline="", encoding="utf-8") as f:
     reader = csv.DictReader(f)
-    missing = {"Usage", "Image name", *VOTE_COLUMNS} - set(reader.fieldnames or ())
-    if missing:
-      raise ValueError(f"{path}: no column {sorted(missing)}; is this the FER+ fer2013new.csv?")
-    for row in reader:
-      if row["Image name"]:
-        numbers = np.array([int(row[c]) for c in VOTE_COLUMNS])
-        votes.setdefault(row["Usage"], {}).setdefault(row["Image name"], numbers)
+    try:
+      missing = {"Usage", "Image name", *VOTE_COLUMNS} - set(reader.fieldnames or ())
+      if missing:
+        raise ValueError(f"{path}: no column {sorted(missing)}; is this the FER+ fer2013new.csv?")
+      for row in reader:
+        if row["Image name"]:
+          numbers = _votes_of(row, f"{path}:{reader.line_num}")
+          votes.setdefault(row["Usage"], {}).setdefault(row["Image name"], numbers)
+    except (csv.Error, UnicodeDecodeError) as e:
+      raise ValueError(f"{path}:{reader.line_num + 1}: not a CSV file: {e}") from None
   return votes
 
 
+def _votes_of(row: Mapping[str, str | None], where: str) -> np.ndarray:
+  for column in VOTE_COLUMNS:
+    if not re.fullmatch(r"\d{1,3}", row[column] or "", re.ASCII):
+      raise ValueError(f"{where}: {column} {row[column]!r}: use a number of votes, such as 7")
+  return np.array([int(row[column]) for column in VOTE_COLUMNS])
+
+
 def read_images(source: Path, folder: str) -> Iterator[tuple[str, bytes]]:
-  """Yields (file name, PNG bytes), sorted by name, from `source/folder/` or `source/folder.zip`."""
+  """Yields (file name, PNG bytes), sorted by name, from `source/folder/` or `source/folder.zip`.
+
+  Raises:
+    ValueError: a link leads out of the source, or the zip is damaged or holds what is absurd.
+  """
+  archive = source / f"{folder}.zip"
   if (source / folder).is_dir():
     for path in sorted((source / folder).glob("*.png")):
-      yield path.name, path.read_bytes()
-  elif (source / f"{folder}.zip").is_file():
-    with zipfile.ZipFile(source / f"{folder}.zip") as archive:
-      for name in sorted(n for n in archive.namelist() if n.endswith(".png")):
-        yield name.rpartition("/")[2], archive.read(name)
+      yield path.name, image_files.read(image_files.inside(source, path))
+  elif archive.is_file():
+    try:
+      yield from _read_zip(image_files.inside(source, archive), folder)
+    except (
+      zipfile.BadZipFile,
+      zlib.error,
+      OSError,
+      EOFError,
+      NotImplementedError,
+      ValueError,
+    ) as e:
+      # One line, whatever the names in it are.
+      why = "".join(c if c.isprintable() else "?" for c in str(e))
+      raise ValueError(f"{archive}: {why or 'it ends too early'}") from e
+
+
+def _read_zip(path: Path, folder: str) -> Iterator[tuple[str, bytes]]:
+  """Yields the members `FOLDER/NAME.png` and `NAME.png`; others are left alone."""
+  with zipfile.ZipFile(path) as archive:
+    plain = re.compile(rf"(?:{folder}/)?([^/\\]+\.png)")
+    found = [(plain.fullmatch(member.filename), member) for member in archive.infolist()]
+    found = sorted(((match[1], member) for match, member in found if match), key=lambda x: x[0])
+    if len(found) > MEMBERS:
+      raise ValueError(f"{len(found):,} images; {folder} has at most {MEMBERS:,}")
+    for _, member in found:
+      _check_member(member)
+    for name, member in found:
+      with archive.open(member) as file:
+        # So many and no more: `archive.read` unpacks all that a member holds, whatever size it says
+        # it has.
+        yield name, file.read(member.file_size)
+
+
+def _check_member(member: zipfile.ZipInfo) -> None:
+  """Raises ValueError unless a member may be unpacked."""
+  if member.flag_bits & 1:
+    raise ValueError(f"{member.filename} is encrypted")
+  if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+    raise ValueError(f"{member.filename} is neither stored nor deflated: zip it anew")
+  if member.file_size > MEMBER_BYTES:
+    raise ValueError(
+      f"{member.filename} has {member.file_size:,} bytes; an image of {SIZE}x{SIZE} pixels has at"
+      f" most {MEMBER_BYTES:,}"
+    )
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
@@ -139,7 +205,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
   def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
     source = Path(dl_manager.manual_dir)
     votes: dict[str, np.ndarray] = {}
-    for rows in read_votes(source / "fer2013new.csv").values():
+    for rows in read_votes(image_files.inside(source, source / "fer2013new.csv")).values():
       votes.update(rows)
     images: dict[str, dict[str, bytes]] = {}
     seen: set[str] = set()

@@ -80,7 +80,7 @@ class Builder(tables.Builder):
 
   def read(self, source: Path) -> dict[str, tables.Table]:
     """Reads the CSV; warns on stderr of people in two splits and of splits without rows."""
-    path = table.find(source)
+    path = images.inside(source, table.find(source))
     rows = table.read(path)
     _check_paths(source, path, rows)
     split = table.splits(rows)
@@ -89,6 +89,7 @@ class Builder(tables.Builder):
     self.info.metadata["labels"] = names
     column = lambda name, empty: rows.columns.get(name, [empty] * len(split))
     whole = tables.Table(
+      source=source,
       folder=source,
       images=rows.columns["path"],
       keys=[f"{part}/{line:06d}" for part, line in zip(split, rows.lines, strict=True)],
@@ -107,7 +108,7 @@ class Builder(tables.Builder):
 
 def _check_paths(source: Path, path: Path, rows: table.Rows) -> None:
   names = rows.columns["path"]
-  lost = np.flatnonzero(~images.present(source, names))
+  lost = np.flatnonzero(~images.present(source, names, source))
   if len(lost):
     more = f" (and of {len(lost) - 1} more rows)" if len(lost) > 1 else ""
     first = lost[0]

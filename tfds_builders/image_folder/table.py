@@ -126,7 +126,9 @@ def _cell(column: str) -> Callable[[str], Any]:
 
 def _path(text: str) -> str:
   path = PurePosixPath(text)
-  if not text or path.is_absolute() or ".." in path.parts:
+  # What is a path on other systems is none here, so that a CSV means the same everywhere.
+  elsewhere = re.search(r"\\|^[A-Za-z]:", text) or not text.isprintable()
+  if not text or elsewhere or path.is_absolute() or ".." in path.parts:
     raise _Illegal("use a path inside the folder of the CSV, such as photos/1.jpg")
   return str(path)
 

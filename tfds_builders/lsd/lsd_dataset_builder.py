@@ -4,6 +4,7 @@ Kollias, 2022, arXiv:2207.01138.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,7 @@ def find_test_images(source: Path, names: tuple[str, ...]) -> Path:
     ValueError: there is none, or there are several.
   """
   folders = [f for f in sorted(source.iterdir()) if f.is_dir() and f.name not in FOLDERS.values()]
-  found = [folder for folder in folders if images.present(folder, names).any()]
+  found = [folder for folder in folders if images.present(folder, names, source).any()]
   if len(found) != 1:
     what = f"{' and '.join(f.name for f in found)} do" if found else "none does"
     raise ValueError(
@@ -90,20 +91,28 @@ class Builder(tables.Builder):
     found = {}
     for split, folder in FOLDERS.items():
       paths, keys, indices = read_folders(source / folder)
-      found[split] = self._table(split, source / folder, paths, keys, indices)
+      found[split] = self._table(split, source, folder, paths, keys, indices)
     if (source / TEST_LIST).is_file():
-      names = annotations.read_names(source / TEST_LIST, "lsd")
+      names = annotations.read_names(images.inside(source, source / TEST_LIST), "lsd")
       folder = find_test_images(source, names)
       print(f"test images {folder}", file=sys.stderr)
       keys = [f"{line:06d}" for line in range(2, len(names) + 2)]  # line 1 is the header
-      found["test"] = self._table("test", folder, names, keys, np.full(len(names), -1))
+      indices = np.full(len(names), -1)
+      found["test"] = self._table("test", source, folder.name, names, keys, indices)
     return found
 
   def _table(
-    self, split: str, folder: Path, paths: list[str], keys: list[str], indices: np.ndarray
+    self,
+    split: str,
+    source: Path,
+    folder: str,
+    paths: Sequence[str],
+    keys: list[str],
+    indices: np.ndarray,
   ) -> tables.Table:
     return tables.Table(
-      folder=folder,
+      source=source,
+      folder=source / folder,
       images=paths,
       keys=[f"{split}/{key}" for key in keys],
       labels={"expression": tables.one_hot(indices, len(EXPRESSION_LSD))},

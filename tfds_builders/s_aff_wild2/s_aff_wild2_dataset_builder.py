@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 
 from affjax import annotations
 from affjax.labels import AU_MTL, EXPRESSION_MTL, VA
-from tfds_builders import tables
+from tfds_builders import images, tables
 
 # Config -> split -> its list. A test list names images only, and need not be there.
 LISTS = {
@@ -68,9 +68,10 @@ def find_list(source: Path, name: str) -> Path | None:
   """Finds a list by its name; None: it is not there.
 
   Raises:
-    ValueError: there are two that differ.
+    ValueError: there are two that differ, or a link leads out of the source.
   """
   there = [source / folder / name for folder in LIST_FOLDERS if (source / folder / name).is_file()]
+  there = [images.inside(source, path) for path in there]
   if len({path.read_bytes() for path in there}) > 1:
     raise ValueError(
       f"{' and '.join(map(str, there))} differ: remove the one that is not of this edition"
@@ -174,12 +175,15 @@ class Builder(tables.Builder):
         rows[split] = annotations.read(path, "mtl")
     folder = find_images(source, [image for part in rows.values() for image in part.images])
     print(f"lists {', '.join(map(str, lists.values()))}; images {folder}", file=sys.stderr)
-    return {split: self._table(split, part, folder) for split, part in rows.items()}
+    return {split: self._table(split, part, source, folder) for split, part in rows.items()}
 
-  def _table(self, split: str, rows: annotations.Annotations, folder: Path) -> tables.Table:
+  def _table(
+    self, split: str, rows: annotations.Annotations, source: Path, folder: Path
+  ) -> tables.Table:
     lines = range(2, len(rows) + 2)  # line 1 is the header
     parts = [image.partition("/") for image in rows.images]
     return tables.Table(
+      source=source,
       folder=folder,
       images=rows.images,
       keys=[f"{split}/{line:06d}" for line in lines],
