@@ -248,6 +248,13 @@ def test_devices_processes_and_placements_train_alike(tiny_faces, tmp_path):
   shutil.rmtree(two / "checkpoints" / "10")
   assert "continues from step 5" in pair(two, tiny_faces, *same, placed("stream"))
   assert log(two) == before
+  # One process goes on where two were, and two where one was.
+  for where, go_on in ((two, launched), (streamed, pair)):
+    shutil.rmtree(where / "checkpoints" / "10")
+    said = go_on(where, tiny_faces, *same, placed("stream"))
+    assert "continues from step 5" in (said if go_on is pair else said[0])
+    for entry, alone in zip(log(where), expected, strict=True):
+      assert entry["loss"] == pytest.approx(alone["loss"], rel=1e-5), where
 
 
 def placed(where):
