@@ -128,7 +128,9 @@ def _run(stop: stopping.Stop) -> None:
 def _main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise ValueError(f"unexpected argument {argv[1]!r}: flags are written --name=value")
-  logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant to be so
+  logging.set_verbosity(
+    logging.FATAL
+  )  # Orbax warns of what is meant to be, and logs what it raises
   with stopping.Stop(owns_process=True, cluster=_COORDINATOR.value is not None) as stop:
     _run(stop)
 

@@ -208,8 +208,8 @@ class Shards:
       # Before the details: hashes and positions in the file, which may be of any characters.
       why = " ".join(str(e).partition(" (")[0].partition(";")[0].split())
       raise ValueError(f"{self.where(row)}: {repr(why)[1:-1]}") from e
-    if not found:  # not every file that cannot be opened says so
-      raise ValueError(f"{self.where(row)}: it is empty, so the file is damaged")
+    if not found and shard not in self._readers:  # not every file that is damaged says so
+      raise ValueError(f"{self.where(row)}: the file cannot be read")
     return found
 
   def _open(self, shard: int) -> Any:

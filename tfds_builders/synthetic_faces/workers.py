@@ -8,6 +8,7 @@ between its compiled parts a picture needs Python's lock too often.
 import contextlib
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -96,13 +97,17 @@ def _start(task: tuple) -> Iterator:
 
 def main() -> None:
   """What a process does: reads a task, writes the faces of one person after another."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: it is for who started this to end
   cv2.setNumThreads(1)  # there is a process for every core already
   results = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
   os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever prints must not mix with results
   version, seed, split, identities, images, setting = pickle.load(sys.stdin.buffer)
-  for identity in identities:
-    pickle.dump(render_person(version, seed, split, identity, images, setting), results)
-    results.flush()
+  try:
+    for identity in identities:
+      pickle.dump(render_person(version, seed, split, identity, images, setting), results)
+      results.flush()
+  except BrokenPipeError:
+    os._exit(1)  # nobody waits for the faces any more
 
 
 if __name__ == "__main__":
