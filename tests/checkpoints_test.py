@@ -3,7 +3,6 @@
 import errno
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import jax
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorstore
+from conftest import remount
 from jax.sharding import NamedSharding, PartitionSpec
 
 import affjax
@@ -282,21 +282,10 @@ def test_a_state_that_is_none_is_refused_in_one_line(content, tmp_path):
 # A place that cannot be written to.
 
 
-@pytest.fixture
-def disk(tmp_path):
-  """A disk of a megabyte."""
-  folder = tmp_path / "disk"
-  folder.mkdir()
-  mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", folder])
-  if mounted.returncode:
-    pytest.skip("a small disk needs the right to mount one")
-  yield folder
-  subprocess.run(["umount", folder], check=True)
-
-
 def test_a_full_disk_is_said_with_what_is_on_disk_and_loses_nothing(disk):
-  save(disk, 1)
-  saved = checkpoints.Checkpoints(disk)
+  root = disk("size=1m")
+  save(root, 1)
+  saved = checkpoints.Checkpoints(root)
   large = {"noise": jax.random.normal(jax.random.key(0), (600, 1000))}
   saved.save(2, large, {"step": 2})
   with pytest.raises(
@@ -305,15 +294,16 @@ def test_a_full_disk_is_said_with_what_is_on_disk_and_loses_nothing(disk):
     saved.wait()
   with pytest.raises(checkpoints.SaveError):
     saved.close()
-  again = checkpoints.Checkpoints(disk)  # which makes room
+  again = checkpoints.Checkpoints(root)  # which makes room
   assert again.latest == 1
   again.save(2, state(2), {"step": 2})
   again.close()
-  assert opened(disk).latest == 2
+  assert opened(root).latest == 2
 
 
 def test_a_save_that_failed_in_the_background_is_noticed_without_waiting(disk):
-  saved = checkpoints.Checkpoints(disk)
+  root = disk("size=1m")
+  saved = checkpoints.Checkpoints(root)
   saved.check()
   saved.save(2, {"noise": jax.random.normal(jax.random.key(0), (600, 1000))}, {"step": 2})
   while not saved._sealing.done():
@@ -325,14 +315,15 @@ def test_a_save_that_failed_in_the_background_is_noticed_without_waiting(disk):
 
 
 def test_a_disk_that_became_read_only_is_said(disk):
-  saved = checkpoints.Checkpoints(save(disk, 1))
-  subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+  root = disk("size=1m")
+  saved = checkpoints.Checkpoints(save(root, 1))
+  remount(root, "ro")
   with pytest.raises(checkpoints.SaveError, match=os.strerror(errno.EROFS)):
     saved.score(1, 0.5)
   with pytest.raises(checkpoints.SaveError, match=os.strerror(errno.EROFS)):
     saved.save(2, state(2), {"step": 2})
-  subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
-  assert opened(disk).latest == 1
+  remount(root, "rw")
+  assert opened(root).latest == 1
 
 
 # A run of an earlier version: it must open for ever, see scripts/make_golden_run.py.

@@ -2,6 +2,8 @@
 
 import csv
 import os
+import subprocess
+import sys
 import tempfile
 import zipfile
 from pathlib import Path
@@ -115,3 +117,46 @@ def debug_config(argument: str = "debug", **changes) -> dict:
       section = section[key]
     section[leaf[-1]] = value
   return json.loads(config.to_json_best_effort())
+
+
+@pytest.fixture
+def disk(tmp_path):
+  """Mounts a small file system, and mounts it again with other options."""
+  place = tmp_path / "disk"
+  place.mkdir()
+  mounted = []
+
+  def mount(options):
+    command = ["mount", "-t", "tmpfs", "-o", options, "none", str(place)]
+    try:
+      done = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+      pytest.skip("there is no mount here")
+    if done.returncode:
+      pytest.skip(f"mounting a tmpfs is not permitted here: {done.stderr.strip()}")
+    mounted.append(place)
+    return place
+
+  yield mount
+  if mounted:
+    # Lazily: readers of files in it may not have been collected.
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def remount(place, options):
+  command = ["mount", "-o", f"remount,{options}", str(place)]
+  subprocess.run(command, check=True, capture_output=True)
+
+
+def launch(where, data_dir, *arguments: str, devices: int = 1, **options) -> subprocess.Popen:
+  """Starts the debug config's command line in another process; its output is one pipe."""
+  return subprocess.Popen(
+    [sys.executable, "-m", "affjax.main", "--config=configs/vit_mtl.py:debug",
+     f"--workdir={where}", f"--data_dir={data_dir}", *arguments],
+    cwd=Path(__file__).parent.parent,
+    env={**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    **options,
+  )  # fmt: skip

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import jax
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 from affwild_tree import write_folder
 from array_record.python import array_record_module
-from conftest import debug_config
+from conftest import debug_config, remount
 
 from affjax import experiment, resident, sharding
 from affjax.data import manifest, packed, pipeline, prepare, records
@@ -431,35 +430,6 @@ def test_preparing_what_is_there_notices_lost_files(copy, capsys):
 
 
 # Building where there is no room, no leave, or where a build was killed.
-
-
-@pytest.fixture
-def disk(tmp_path):
-  """Mounts a small file system, and mounts it again with other options."""
-  place = tmp_path / "disk"
-  place.mkdir()
-  mounted = []
-
-  def mount(options):
-    command = ["mount", "-t", "tmpfs", "-o", options, "none", str(place)]
-    try:
-      done = subprocess.run(command, capture_output=True, text=True)
-    except FileNotFoundError:
-      pytest.skip("there is no mount here")
-    if done.returncode:
-      pytest.skip(f"mounting a tmpfs is not permitted here: {done.stderr.strip()}")
-    mounted.append(place)
-    return place
-
-  yield mount
-  if mounted:
-    # Lazily: readers of files in it may not have been collected.
-    subprocess.run(["umount", "--lazy", str(place)], check=True)
-
-
-def remount(place, options):
-  command = ["mount", "-o", f"remount,{options}", str(place)]
-  subprocess.run(command, check=True, capture_output=True)
 
 
 def test_a_build_that_fills_the_disk_leaves_nothing_and_can_be_repeated(disk, capsys):

@@ -12,7 +12,7 @@ import cv2
 import jax
 import numpy as np
 import pytest
-from conftest import debug_config
+from conftest import debug_config, launch
 
 import affjax
 from affjax import evaluate, monitor, train
@@ -26,19 +26,6 @@ def finished(tiny_faces, tmp_path_factory):
   """A run of the debug config on eight devices: its folder and what `run` returned."""
   where = tmp_path_factory.mktemp("finished")
   return where, train.run(debug_config(), where, tiny_faces)
-
-
-def launch(where, data_dir, *arguments, devices=1):
-  """Starts the command line in another process."""
-  return subprocess.Popen(
-    [sys.executable, "-m", "affjax.main", "--config=configs/vit_mtl.py:debug",
-     f"--workdir={where}", f"--data_dir={data_dir}", *arguments],
-    cwd=ROOT,
-    env={**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    text=True,
-  )  # fmt: skip
 
 
 def log(where, kind="train"):

@@ -1,7 +1,6 @@
 """Runs that something happens to: numbers that are not finite, full disks, signals, other runs."""
 
 import json
-import os
 import resource
 import shutil
 import signal
@@ -14,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import debug_config
+from conftest import debug_config, launch, remount
 
 from affjax import checkpoints, finite, monitor, stopping, train, workdir
 from affjax.data import pipeline, records
@@ -24,18 +23,9 @@ ROOT = Path(__file__).parent.parent
 OFTEN = ("--config.log_every=1", "--config.checkpoint.every=2")
 
 
-def launch(where, data_dir, *arguments, devices=1, **options):
-  """Starts the command line in another process."""
-  return subprocess.Popen(
-    [sys.executable, "-m", "affjax.main", "--config=configs/vit_mtl.py:debug",
-     f"--workdir={where}", f"--data_dir={data_dir}", *OFTEN, *arguments],
-    cwd=ROOT,
-    env={**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    text=True,
-    **options,
-  )  # fmt: skip
+def start(where, data_dir, *arguments, **options):
+  """A run in another process that saves often."""
+  return launch(where, data_dir, *OFTEN, *arguments, **options)
 
 
 def log(where):
@@ -121,7 +111,7 @@ def test_another_choice_is_refused_before_the_run(tiny_faces, tmp_path):
 @pytest.mark.slow
 def test_a_step_that_does_not_fit_says_what_would_help(tiny_faces, tmp_path):
   limit = 8 * 2**30
-  process = launch(
+  process = start(
     tmp_path / "run", tiny_faces, "--config.batch_size=8192",
     preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
   )  # fmt: skip
@@ -134,49 +124,37 @@ def test_a_step_that_does_not_fit_says_what_would_help(tiny_faces, tmp_path):
   assert "Traceback" not in said
 
 
-@pytest.fixture
-def disk(tmp_path):
-  """A disk with room for one checkpoint of the debug config; and what makes it larger."""
-  folder = tmp_path / "disk"
-  folder.mkdir()
-  mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=22m", "none", folder])
-  if mounted.returncode:
-    pytest.skip("a small disk needs the right to mount one")
-  yield folder, lambda how: subprocess.run(["mount", "-o", f"remount,{how}", folder], check=True)
-  subprocess.run(["umount", folder], check=True)
-
-
 @pytest.mark.slow
 def test_a_full_disk_stops_the_run_in_one_line_and_with_room_it_ends_as_any(
   tiny_faces, disk, tmp_path
 ):
-  folder, remount = disk
-  process = launch(folder / "run", tiny_faces)
+  folder = disk("size=22m")  # for one checkpoint and a half
+  process = start(folder / "run", tiny_faces)
   said = process.communicate()[0]
   assert process.returncode == 1, said
   *_, last = said.strip().splitlines()
   assert last.startswith("error: checkpoint of step 4 could not be saved"), said
   assert "No space left on device; step 2 is on disk" in last
   assert "Traceback" not in said
-  remount("ro")
-  process = launch(folder / "run", tiny_faces)
+  remount(folder, "ro")
+  process = start(folder / "run", tiny_faces)
   said = process.communicate()[0]
   assert process.returncode == 1, said
   assert said.strip().splitlines()[-1].startswith("error: "), said
   assert "Read-only file system" in said
   assert "Traceback" not in said
-  remount("rw,size=100m")
-  process = launch(folder / "run", tiny_faces)
+  remount(folder, "rw,size=100m")
+  process = start(folder / "run", tiny_faces)
   said = process.communicate()[0]
   assert process.returncode == 0, said
   assert "continues from step 2" in said
-  process = launch(tmp_path / "calm", tiny_faces)
+  process = start(tmp_path / "calm", tiny_faces)
   assert process.wait() == 0
   assert log(folder / "run") == log(tmp_path / "calm")
 
 
 def test_a_disk_without_room_for_a_checkpoint_is_said_before_anything_is_compiled(tiny_faces, disk):
-  folder, _ = disk
+  folder = disk("size=22m")
   (folder / "ballast").write_bytes(bytes(15_000_000))
   with pytest.raises(ValueError, match="a checkpoint takes about 15 MB and .* has .* MB free"):
     train.run(debug_config(), folder / "run", tiny_faces)
@@ -271,7 +249,7 @@ def test_a_signal_to_one_process_of_a_cluster_has_all_save_the_same_step_and_lea
     port = free.getsockname()[1]
   cluster = (f"--coordinator=localhost:{port}", "--processes=2", "--config.steps=2000")
   both = [
-    launch(where, tiny_faces, *cluster, f"--process={i}", "--config.data.placement=stream")
+    start(where, tiny_faces, *cluster, f"--process={i}", "--config.data.placement=stream")
     for i in range(2)
   ]
   for line in both[0].stdout:
