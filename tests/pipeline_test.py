@@ -3,7 +3,10 @@
 import contextlib
 import os
 import resource
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import grain
@@ -246,3 +249,48 @@ def test_workers_keep_off_the_accelerators(monkeypatch, parsed_flags):
   assert not here["cpu"].any()
   assert (there["pid"] != os.getpid()).all()
   assert there["cpu"].all()
+
+
+OWNER = """
+import os, signal, sys, time
+import grain
+from absl import flags
+from affjax.data import pipeline
+from pipeline_test import Environment
+
+flags.FLAGS.mark_as_parsed()
+if __name__ == "__main__":
+  batches = iter(pipeline.batches(Environment(), pipeline.order(8, 0, 4), workers=1))
+  worker = int(next(batches)["pid"][0])
+  print(worker, flush=True)
+  os.kill(worker, signal.SIGINT)  # as a terminal does
+  for _ in range(20):  # more than were made ahead
+    assert next(batches)["pid"][0] == worker
+  print("still works", flush=True)
+  time.sleep(99)
+"""
+
+
+def test_a_worker_outlives_ctrl_c_and_ends_with_its_run_however_that_ends(tmp_path):
+  script = tmp_path / "owner.py"
+  script.write_text(OWNER)
+  paths = os.pathsep.join(map(str, (Path(__file__).parent, Path(__file__).parent.parent)))
+  process = subprocess.Popen(
+    [sys.executable, str(script)],
+    env={**os.environ, "PYTHONPATH": paths},
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  worker = int(process.stdout.readline())
+  assert process.stdout.readline() == "still works\n"
+  process.kill()
+  process.wait()
+  for _ in range(100):
+    try:
+      if Path(f"/proc/{worker}/stat").read_text().split()[2] == "Z":
+        return
+    except FileNotFoundError:
+      return
+    time.sleep(0.1)
+  os.kill(worker, signal.SIGKILL)
+  raise AssertionError("the worker was still there ten seconds after its run was killed")

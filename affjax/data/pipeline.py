@@ -6,8 +6,11 @@ its contiguous part of each. So resuming is `dataset[step:]`, and neither the wo
 number of processes changes which sample is seen when.
 """
 
+import multiprocessing
 import os
+import signal
 import sys
+import threading
 from typing import Any
 
 import grain
@@ -99,11 +102,22 @@ def sequence(length: int, batch_size: int) -> grain.MapDataset:
   return grain.MapDataset.source(padded)
 
 
-def _keep_off_accelerators(worker: int, workers: int) -> None:
-  """A worker decodes on the CPU; should anything in it touch jax, it must not take a device."""
+def _begin_work(worker: int, workers: int) -> None:
+  """What a worker does first; it decodes on the CPU and belongs to the process that started it."""
+  # Should anything in it touch jax, it must not take a device.
   os.environ["JAX_PLATFORMS"] = "cpu"
   if "jax" in sys.modules:
     sys.modules["jax"].config.update("jax_platforms", "cpu")
+  # Ctrl-C in a terminal goes to all: the run still needs its batch, and ends its workers itself.
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  if (run := multiprocessing.parent_process()) is not None:
+    threading.Thread(target=_end_with, args=(run,), daemon=True).start()
+
+
+def _end_with(run: Any) -> None:
+  """Ends this process when another does, which may have been killed."""
+  run.join()
+  os._exit(1)
 
 
 def batches(
@@ -136,6 +150,6 @@ def batches(
       flags.FLAGS.mark_as_parsed()  # grain's workers read a flag; a notebook parses none
     dataset = dataset.mp_prefetch(
       grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
-      worker_init_fn=_keep_off_accelerators,
+      worker_init_fn=_begin_work,
     )
   return dataset.map(records.labelled)
