@@ -108,7 +108,8 @@ class Stop:
       problem = e
     # Meanwhile the loop may have gone on: then it is the loop that saves and leaves.
     if not self.holds:
-      say(self.signal, self.where)
+      # Not to what the main thread may have put in the place of stdout.
+      say(self.signal, self.where, sys.__stdout__)
       if problem is not None:
         _print(f"error: {problem}", sys.stderr)
       leave(code(self.signal))
@@ -123,10 +124,10 @@ class Stop:
     return self.signal is not None
 
 
-def say(number: int | None, where: str) -> None:
-  """Tells that a run was stopped, and what to do."""
+def say(number: int | None, where: str, to: TextIO | None = None) -> None:
+  """Tells that a run was stopped, and what to do; on stdout, unless said."""
   name = signal.Signals(number).name if number else "preemption"
-  _print(f"stopped by {name} while {where}; the same command continues", sys.stdout)
+  _print(f"stopped by {name} while {where}; the same command continues", to or sys.stdout)
 
 
 def _print(text: str, where: TextIO) -> None:

@@ -215,21 +215,25 @@ def temporary(workdir: Path) -> list[str]:
   return sorted(path.name for path in found)
 
 
+def phase_of(run: Path) -> str:
+  """Where a run says that it is."""
+  path = run.with_suffix(".phase")
+  return path.read_text().strip() if path.is_file() else "import"
+
+
 def sealed(workdir: Path) -> int:
   """The last step on disk that counts; 0: none."""
   folder = workdir / "checkpoints"
   return max((int(p.parent.name) for p in folder.glob("[0-9]*/manifest.json")), default=0)
 
 
-def seen(workdir: Path) -> dict[int, list[int]]:
-  """Step -> rows that it saw when last it did; of a line that a kill cut short nothing."""
-  rows = {}
-  path = workdir / "rows.jsonl"
+def seen(workdir: Path) -> list[tuple[int, list[int]]]:
+  """(step, rows that it saw) of all starts, in order; of a line that a kill cut short nothing."""
+  found, path = [], workdir / "rows.jsonl"
   for line in path.read_text().splitlines() if path.is_file() else ():
     with contextlib.suppress(json.JSONDecodeError):
-      step, of_step = json.loads(line)
-      rows[step] = of_step
-  return rows
+      found.append(tuple(json.loads(line)))
+  return found
 
 
 def deck(chance: random.Random) -> list[tuple[str, signal.Signals]]:
@@ -273,7 +277,7 @@ class Ender:
 
   def end(self, run: Path, workers: str, moment: str, number: signal.Signals) -> dict[str, Any]:
     """Starts a run and ends it; says what was found: {"moment": "missed"} where it was quicker."""
-    before, begin = sealed(run), time.monotonic()
+    before, lines, begin = sealed(run), len(seen(run)), time.monotonic()
     says, environment = run.with_suffix(".call"), {}
     if moment == "call" and self._killer:
       pattern, most = self._chance.choice(PLACES)
@@ -285,7 +289,9 @@ class Ender:
         LD_PRELOAD=str(self._killer),
       )
     process = self.start(run, workers, anew=moment == "data build", **environment)
+    phase = ""
     if not environment and self._await(process, run, moment, begin):
+      phase = phase_of(run)  # when the signal came; it may be in another before it has left
       # The run alone, as a cluster does; of a SIGKILL its workers have to be told.
       os.kill(process.pid, number)
     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -296,19 +302,18 @@ class Ender:
     process.wait()
     if process.returncode == 0:
       return {"moment": "missed"}
-    phase = run.with_suffix(".phase")
     last = sealed(run)
+    done = [step for step, _ in seen(run)[lines:]][:-1]  # the last was under way
     found = {
       "moment": moment,
       "signal": number.name,
-      "phase": phase.read_text().strip() if phase.is_file() else "import",
+      "phase": phase or phase_of(run),
       "workers": workers,
       "seconds": round(took, 1),
       "exit": process.returncode,
       "from": before,
       "on_disk": last,
-      # The step that was under way at the end had not been done.
-      "lost": max(0, max(seen(run), default=0) - last),
+      "lost": max(0, max(done, default=-1) + 1 - last),
       "left": temporary(run),
     }
     if environment:
@@ -322,12 +327,11 @@ class Ender:
     """Waits for a moment; whether it came before the run's end."""
     limit = self._chance.uniform(0.5, self._length)
     late = self._chance.uniform(0, 0.4) if moment != "save" else self._chance.uniform(0, 0.05)
-    phase = run.with_suffix(".phase")
     while process.poll() is None:
       if moment == "random":
         if time.monotonic() - begin > limit:
           return True
-      elif phase.is_file() and phase.read_text().strip() == moment.replace("call", "save"):
+      elif phase_of(run) == moment.replace("call", "save"):
         time.sleep(late)
         return process.poll() is None
       time.sleep(0.0005)
@@ -367,13 +371,9 @@ def differences(calm: Path, run: Path) -> list[str]:
   ]
   if log(calm) != log(run):
     found.append("the logged numbers")
-  expected = seen(calm)
+  expected = dict(seen(calm))
   # A step may have been seen several times: each time the same rows.
-  for line in (run / "rows.jsonl").read_text().splitlines():
-    with contextlib.suppress(json.JSONDecodeError):  # a kill came within the line
-      step, rows = json.loads(line)
-      if expected[step] != rows:
-        found.append(f"rows of step {step}")
+  found += [f"rows of step {step}" for step, rows in seen(run) if expected[step] != rows]
   scores = [json.loads((where / "scores.json").read_text()) for where in (calm, run)]
   if scores[0] != scores[1]:
     found.append("the scores")

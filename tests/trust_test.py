@@ -178,13 +178,14 @@ def test_a_folder_that_a_run_is_in_refuses_another(tiny_faces, tmp_path):
 
 
 BUSY = """
-import hashlib, sys, time
+import hashlib, io, sys, time
 from affjax import stopping
 with stopping.Stop(owns_process=True) as stop:
   stop.holds = sys.argv[1] == "holds"
   stop.saved = lambda: time.sleep(0.3)
   print("busy", flush=True)
   if sys.argv[1] == "compiler":
+    sys.stdout = io.StringIO()  # as while data are built
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000_000)  # C, for minutes: no handler can run
   while stop.signal is None:
     time.sleep(0.01)
