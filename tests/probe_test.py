@@ -145,6 +145,7 @@ def bright(folder, count=200):
     train_split="train",
     select="validation",
     records=opened,
+    skipped={},
     seen=lambda split: tuple(opened(split).batch(np.arange(count))[k] for k in ("labels", "mask")),
   )
 
