@@ -113,6 +113,19 @@ class Predictor:
     """The model's raw outputs: task -> [images, size]; `va` values, the others logits."""
     return self._in_buckets(self._predict, images)
 
+  def sequence(
+    self, images: np.ndarray | Sequence[np.ndarray | str | Path], frames: Sequence[int]
+  ) -> dict[str, np.ndarray]:
+    """The raw outputs, as `outputs` gives them, for images of one video.
+
+    Args:
+      images: as for `predict`.
+      frames: [images] their frame numbers, increasing.
+    """
+    if len(frames) != len(images):
+      raise ValueError(f"{len(images)} images with {len(frames)} frame numbers")
+    return self.outputs(images)
+
   def _in_buckets(
     self, function: Callable[..., Any], images: np.ndarray | Sequence[np.ndarray | str | Path]
   ) -> Any:
