@@ -1,6 +1,8 @@
 """A config, opened: its data sets, the shapes of its state, what it says of itself."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,7 +12,7 @@ from jax.sharding import Mesh
 
 from affjax import cost, optim, paths, procedures, resident, sharding, state
 from affjax.build import bind
-from affjax.data import packed, prepare, records, views
+from affjax.data import features, packed, prepare, records, selection, views
 
 SAMPLING = ("uniform", "class_balanced")
 UNREADABLE = ("error", "skip")
@@ -45,7 +47,6 @@ class Data:
     self._skipped: dict[str, records.Skipped] = {}
     self._view = data.get("view") or {}  # likewise
     views.View(**self._view)  # what it refuses is said before any data is made
-    self._seen: dict[str, records.Labels] = {}
     self.labels = config["labels"]
     self.build = records.builder(data["name"], data["config"], data_dir)
     self.summary = prepare.prepare(self.build)
@@ -53,10 +54,16 @@ class Data:
     self._records = data.get("records", "auto")  # likewise
     self.select, self.report = data["select"], tuple(data["report"])
     self.train_split = data["train"]
+    self._opened: dict[str, _Opened] = {}
+    folder = data.get("features")  # likewise
+    self._features = Path(folder).expanduser() if folder else None
     for split in (self.train_split, self.select, *self.report):
-      found = packed.shards(self.build, split, self._records, self.image_size)
-      if self._unreadable == "error":
-        found.check()
+      if self._features:
+        self._vectors(selection.Selection.parse(split))
+        continue
+      for found in self._shards(selection.Selection.parse(split), self.image_size):
+        if self._unreadable == "error":
+          found.check()
 
   def view(self, split: str) -> views.View:
     """What a split is read through."""
@@ -67,26 +74,65 @@ class Data:
     """The splits, each that has a view followed by itself without one."""
     return [name for s in splits for name in ([s, s + NO_VIEW] if self.view(s) else [s])]
 
+  def _open(self, name: str) -> "_Opened":
+    """A split, or what a name of `affjax.data.selection` stands for; read once."""
+    if name not in self._opened:
+      chosen, view = selection.Selection.parse(name.removesuffix(NO_VIEW)), self.view(name)
+      seen = [records.labels(self.build, split, self.labels, view) for split in chosen.splits]
+      seen, taken = jax.tree.map(lambda *parts: np.concatenate(parts), *seen), None
+      tables = [records.label_table(self.build, split) for split in chosen.splits]
+      table = selection.concatenated(
+        [{n: t[n] for n in ("key", *records.PLACES) if n in t} for t in tables]
+      )
+      if chosen.steps:
+        any_label = [mask.reshape(len(mask), -1).any(1) for mask in seen[1].values()]
+        taken = chosen.rows(table, np.any([np.zeros(len(table["key"]), bool), *any_label], 0))
+        seen, table = jax.tree.map(lambda column: column[taken], (seen, table))
+      self._opened[name] = _Opened(seen, table, taken)
+    return self._opened[name]
+
   def seen(self, split: str) -> records.Labels:
     """Labels and masks of a split through its view, see `records.labels`; read once."""
-    if split not in self._seen:
-      name, view = split.removesuffix(NO_VIEW), self.view(split)
-      self._seen[split] = records.labels(self.build, name, self.labels, view)
-    return self._seen[split]
+    return self._open(split).seen
+
+  def table(self, split: str) -> dict[str, np.ndarray]:
+    """`key`, and where the data set has them `person`, `video`, `frame` of a split's rows."""
+    return self._open(split).table
+
+  def _shards(self, chosen: selection.Selection, size: int) -> list[records.Shards]:
+    """The files of each of the splits, of one kind."""
+    found = [packed.shards(self.build, split, self._records, size) for split in chosen.splits]
+    if len({type(shards) for shards in found}) > 1:
+      found = [records.shards(self.build, split) for split in chosen.splits]
+    return found
 
   @property
   def targets(self) -> records.Labels:
     """Labels and masks of the training split, as training sees them."""
     return self.seen(self.train_split)
 
+  def _vectors(self, chosen: selection.Selection) -> features.Features:
+    """What is read in place of images."""
+    return features.find(self._features, self.build, self.summary["fingerprint"], chosen.splits)
+
   def records(self, split: str, image_size: int | None = None) -> records.Records:
-    """Opens a split in terms of the model's labels; images are of the config's size by default."""
+    """Opens a split in terms of the model's labels.
+
+    Args:
+      split: or what `affjax.data.selection` reads, perhaps with NO_VIEW after it.
+      image_size: of images; None: the config's, or what the config has in place of images.
+    """
     name, size = split.removesuffix(NO_VIEW), image_size or self.image_size
-    found = packed.shards(self.build, name, self._records, size)
+    opened, chosen = self._open(split), selection.Selection.parse(name)
+    if self._features and not image_size:
+      images: Any = dataclasses.replace(self._vectors(chosen), taken=opened.taken)
+    else:
+      found = records.joined(self._shards(chosen, size))
+      images = records.Images(found, (size, size), opened.taken)
     skipped = None
     if self._unreadable == "skip":
-      skipped = self._skipped.setdefault(name, records.Skipped(name, len(found)))
-    return records.records(self.build, name, self.labels, size, self.seen(split), found, skipped)
+      skipped = self._skipped.setdefault(name, records.Skipped(name, len(images)))
+    return records.records(self.build, name, self.labels, size, opened.seen, images, skipped)
 
   @property
   def skipped(self) -> dict[str, dict[str, Any]]:
@@ -95,7 +141,8 @@ class Data:
 
   def labelled(self, split: str, task: str) -> int:
     """How many images of a split have labels of a task."""
-    if self.view(split):
+    whole = selection.Selection.parse(split.removesuffix(NO_VIEW)).whole
+    if self.view(split) or not whole:
       mask = self.seen(split)[1].get(task, np.zeros((1, 1)))
       return int(mask.reshape(len(mask), -1).any(1).sum())
     count = self.summary["splits"][split.removesuffix(NO_VIEW)].get(task, {}).get("labelled", 0)
@@ -121,12 +168,22 @@ class Data:
     config = f" {self.build.builder_config.name}" if self.build.builder_config else ""
     lines = [f"data   {self.build.name}{config} {self.build.version}"]
     for split in dict.fromkeys((self.train_split, self.select, *self.report)):
-      counts = self.summary["splits"][split]
       numbers = {task: self.labelled(split, task) for task in self.labels}
       tasks = [f"{t} {n}" if n else f"{t} unlabelled (masked)" for t, n in numbers.items()]
       view = f", {self.view(split)}" if self.view(split) else ""
-      lines.append(f"       {split}: {counts['images']} images ({', '.join(tasks)}){view}")
+      lines.append(
+        f"       {split}: {len(self.table(split)['key'])} images ({', '.join(tasks)}){view}"
+      )
     return "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Opened:
+  """A split: its labels as they are seen, who its rows are of, and which rows of its files."""
+
+  seen: records.Labels
+  table: dict[str, np.ndarray]
+  taken: np.ndarray | None
 
 
 def resolve_losses(config: Mapping[str, Any], data: Data | None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from affjax import experiment
-from affjax.data import pipeline, records
+from affjax.data import pipeline
 from affjax.state import TrainState
 
 CHOICES = ("stop", "skip")
@@ -74,7 +74,7 @@ def explain(
       if not (whole := np.logical_and.reduce(fine)).all():
         some, why = rows[~whole], f"of its {len(rows)} rows these have {what} that are not finite:"
         break
-  keys = records.label_table(data.build, data.train_split)["key"]
+  keys = data.table(data.train_split)["key"]
   named = ", ".join(f"{row} ({keys[row].decode()})" for row in some[:ROWS])
   more = f" and {len(some) - ROWS} more" if len(some) > ROWS else ""
   return f"update {step} is not finite ({', '.join(wrong)}); {why} rows {named}{more}"

@@ -54,7 +54,8 @@ def build(options: argparse.Namespace) -> Any:
 def opened(options: argparse.Namespace, kind: str) -> records.Records:
   """Its training split."""
   data, size = build(options), options.image_size
-  return records.records(data, "train", {}, size, found=packed.shards(data, "train", kind, size))
+  images = records.Images(packed.shards(data, "train", kind, size), (size, size))
+  return records.records(data, "train", {}, size, images=images)
 
 
 def jpegs(options: argparse.Namespace) -> list[bytes]:

@@ -486,7 +486,7 @@ def _check_table(columns: dict[str, np.ndarray], rows: int) -> None:
   need({"key", "labels/va", "mask/va"} <= set(columns), "columns are lacking")
   need(all(len(c) == rows for c in columns.values()), "columns of another length")
   for name, column in columns.items():
-    kind = "S" if name in ("key", "person") else "f"
+    kind = {"key": "S", "person": "S", "video": "S", "frame": "i"}.get(name, "f")
     need(column.dtype.kind == kind, f"{name} of type {column.dtype}")
     need(kind == "S" or np.isfinite(column).all(), f"{name} is not finite")
 

@@ -63,6 +63,9 @@ _DAMAGED_NPZ = (
 # Of the place, not of what is written: too full or not to be written to.
 _NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
+# Columns of a label table that say which frame of whom a row is, and the features that they are of.
+PLACES = {"person": ("person",), "video": ("video", "clip"), "frame": ("frame",)}
+
 # Task -> labels, and task or `expression_RULE` -> mask, of all rows of a split.
 Labels = tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
 
@@ -327,6 +330,20 @@ def shards(build: Any, split: str) -> Shards:
   )
 
 
+def joined(parts: Sequence[Shards]) -> Shards:
+  """The files of several splits of a data set, all of one class, as those of one."""
+  first = parts[0]
+  if len(parts) == 1:
+    return first
+  known = all(part.written for part in parts)
+  return dataclasses.replace(
+    first,
+    paths=tuple(path for part in parts for path in part.paths),
+    lengths=tuple(length for part in parts for length in part.lengths),
+    written=tuple(w for part in parts for w in part.written) if known else (),
+  )
+
+
 def image_size(build: Any) -> tuple[int, int] | None:
   """(height, width) in pixels of all images of a data set; None: each has its own."""
   height, width, _ = build.info.features["image"].shape
@@ -366,47 +383,59 @@ def metadata(build: Any) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-  """The images of a split, read as batches: all that a worker is sent.
+  """The images of a split, or of some of its rows, read as batches: all that a worker is sent.
 
   Attributes:
     shards: the split's files.
     size: (height, width) in pixels; images of another size are resized with OpenCV.
+    taken: [rows] which rows of the files these are; None: all of them.
   """
 
   shards: Shards
   size: tuple[int, int]
+  taken: np.ndarray | None = None
+
+  def __len__(self) -> int:
+    return len(self.shards) if self.taken is None else len(self.taken)
 
   def __call__(self, rows: np.ndarray) -> dict[str, np.ndarray]:
     """Reads and decodes one batch into a fresh buffer.
 
     Args:
-      rows: [batch] rows of the split; -1 is padding.
+      rows: [batch], or of clips [batch, time]: rows of the split; -1 is padding.
 
     Returns:
-      `image` [batch, height, width, 3] uint8 RGB (grey images have three equal channels), `index`
-      [batch] int32: the rows, and of a row that cannot be read -2 - row. Its image is zeros.
+      `image` [*rows.shape, height, width, 3] uint8 RGB (grey images have three equal channels),
+      `index` [*rows.shape] int32: the rows, and of a row that cannot be read -2 - row. Its image is
+      zeros.
     """
     rows = np.asarray(rows)
     index = rows.astype(np.int32)
-    images = np.empty((len(rows), *self.size, 3), np.uint8)
+    images = np.empty((*rows.shape, *self.size, 3), np.uint8)
+    flat, marks = images.reshape(-1, *images.shape[-3:]), index.reshape(-1)
     # All are read, then all decoded: in turns that took a thirtieth longer. What is done about one
     # that cannot be is for `Records` to decide, which may be in another process.
     read: dict[int, bytes] = {}
-    for i in np.flatnonzero(rows >= 0).tolist():
+    for i in np.flatnonzero(marks >= 0).tolist():
       try:
-        read[i] = self.shards.record(int(rows[i]))
+        read[i] = self.shards.record(self._of(marks[i]))
       except ValueError:
-        index[i] = -2 - rows[i]
+        marks[i] = -2 - marks[i]
     for i, record in read.items():
       try:
-        self.shards.decode(record, images[i])
+        self.shards.decode(record, flat[i])
       except ValueError:
-        index[i] = -2 - rows[i]
-    images[index < 0] = 0
+        marks[i] = -2 - marks[i]
+    flat[marks < 0] = 0
     return {"image": images, "index": index}
+
+  def _of(self, row: int) -> int:
+    """The row of the files."""
+    return int(row if self.taken is None else self.taken[row])
 
   def why(self, row: int) -> str:
     """What is wrong with a row that cannot be read, with its shard and its record."""
+    row = self._of(row)
     try:
       self.shards.image(row, np.empty((*self.size, 3), np.uint8))
     except ValueError as e:
@@ -478,13 +507,14 @@ class Records:
     self._seen = seen
 
   def __len__(self) -> int:
-    return len(self.images.shards)
+    return len(self.images)
 
   def batch(self, rows: np.ndarray) -> dict[str, Any]:
     """Reads one batch.
 
     Args:
-      rows: [batch] rows of the split; -1 is padding and comes with mask 0.
+      rows: [batch], or of clips [batch, time]: rows of the split; -1 is padding and comes with mask
+        0.
 
     Returns:
       What `Images` gives, and `labels` and `mask` (task -> float32; expression has one mask an
@@ -518,7 +548,7 @@ class Records:
   ) -> np.ndarray:
     """Rows of a column, zeros for padding and for a column that is not there."""
     if values is None:
-      return np.zeros((len(rows), *shape), np.float32)
+      return np.zeros((*rows.shape, *shape), np.float32)
     found = values[np.maximum(rows, 0)].astype(np.float32)
     found[rows < 0] = 0
     return found
@@ -608,22 +638,22 @@ def records(
   wants: Mapping[str, Sequence[str]],
   image_size: int,
   seen: Labels | None = None,
-  found: Shards | None = None,
+  images: Images | None = None,
   skipped: Skipped | None = None,
 ) -> Records:
-  """Opens a split of a prepared data set.
+  """Opens a split of a prepared data set, or some rows of several.
 
   Args:
     build: from `builder`.
     split: its name.
     wants: task -> names of the labels that the model has.
     image_size: height and width of the batches' images, pixels.
-    seen: from `labels` with the same `wants`, where the split is read through a view; None: the
-      labels as they are.
-    found: shards to read it from; None: those that TFDS wrote.
+    seen: labels of the rows, from `labels` with the same `wants`; None: those of the split as they
+      are.
+    images: images of the rows; None: those that TFDS wrote.
     skipped: see `Records`.
   """
-  images = Images(found or shards(build, split), (image_size, image_size))
+  images = images or Images(shards(build, split), (image_size, image_size))
   seen = labels(build, split, wants) if seen is None else seen
   return Records(images, wants, _hard_masks(metadata(build)), seen, skipped)
 
@@ -655,22 +685,29 @@ def _walk(found: Shards, chunk: int = 1024) -> Iterator[dict[str, np.ndarray]]:
 def _labels_of(record: bytes) -> dict[str, Any]:
   """Texts, labels and masks of a serialised record."""
   feature = _parsed(record)
-  texts = [name for name in ("key", "person") if name in feature]
   vectors = [name for name in feature if name.startswith(("labels/", "mask/"))]
-  if not all(feature[name].bytes_list.value for name in texts):
-    raise ValueError("the record has no key")
-  values = {name: np.array(feature[name].float_list.value, np.float32) for name in vectors}
-  if not all(np.isfinite(value).all() for value in values.values()):
+  places = {"key": "key"} | {
+    column: name for column, names in PLACES.items() for name in names if name in feature
+  }
+  values: dict[str, Any] = {}
+  for column, name in places.items():
+    found = feature[name].int64_list if column == "frame" else feature[name].bytes_list
+    if not found.value:
+      raise ValueError(f"the record has no {name}")
+    values[column] = found.value[0]
+  values |= {name: np.array(feature[name].float_list.value, np.float32) for name in vectors}
+  if not all(np.isfinite(values[name]).all() for name in vectors):
     raise ValueError("the record has a label that is no number")
-  return {name: feature[name].bytes_list.value[0] for name in texts} | values
+  return values
 
 
 def label_table(build: Any, split: str) -> dict[str, np.ndarray]:
   """Labels of a whole split, without its images; made once and kept beside it.
 
   Returns:
-    `key` [rows] bytes, where the records have it `person` [rows] bytes, and what they hold under
-    `labels/TASK` and `mask/TASK`: [rows, size] float32, in terms of the data set's own names.
+    `key` [rows] bytes; where the records have them `person` and `video` (or `clip`) [rows] bytes
+    and `frame` [rows] int64; and what they hold under `labels/TASK` and `mask/TASK`: [rows, size]
+    float32, in terms of the data set's own names.
 
   Raises:
     ValueError: no table is kept, and it cannot be made because records cannot be read.
@@ -694,7 +731,7 @@ def label_table(build: Any, split: str) -> dict[str, np.ndarray]:
 def kept_table(build: Any, split: str) -> dict[str, np.ndarray] | None:
   """What `label_table` has kept; None: nothing, or not all of its columns and rows."""
   features = build.info.features
-  names = {name for name in ("key", "person") if name in features}  # earlier versions: no person
+  names = {"key"} | {column for column, of in PLACES.items() if any(n in features for n in of)}
   for kind in (kind for kind in ("labels", "mask") if kind in features):
     names |= {f"{kind}/{name}" for name in features[kind]}
   try:
@@ -746,7 +783,7 @@ def _summarise(
   columns: Mapping[str, np.ndarray], has: Mapping[str, Sequence[str]], digest: Any
 ) -> dict[str, Any]:
   """Counts one split and feeds its keys and labels to the digest."""
-  names = sorted(name for name in columns if name not in ("key", "person"))
+  names = sorted(name for name in columns if name not in ("key", *PLACES))
   for row, key in enumerate(columns["key"].tolist()):
     digest.update(key)
     for name in names:
