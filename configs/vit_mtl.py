@@ -14,11 +14,12 @@ authors they have a decoder of their own: `--config.model.decoder.position=decod
   python -m affjax.main --config=configs/vit_mtl.py --config.model.decoder.layout=elementary
   python -m affjax.main --config=configs/vit_mtl.py:plain=true        # without tokens, to compare
 
-Arguments after the colon: data (synthetic_faces, ferplus, s_aff_wild2, image_folder, or one of them
-and its config: image_folder/my_set), variant (mu, Ti, S, B / patch size), steps, batch_size, metric
-(the score that chooses the checkpoint), plain (the twin that has no task tokens: the mean of the
-encoder's tokens, a linear head for each task, equal weights of the losses), debug (one CPU, under a
-minute; the smallest encoder, and the smallest data set of that kind).
+Arguments after the colon: data (synthetic_faces, ferplus, s_aff_wild2, aff_wild2, affectnet,
+raf_db, expw, raf_au, image_folder, or one of them and its config: aff_wild2/va), variant (mu, Ti,
+S, B / patch size), steps, batch_size, metric (the score that chooses the checkpoint), plain (the
+twin that has no task tokens: the mean of the encoder's tokens, a linear head for each task, equal
+weights of the losses), debug (one CPU, under a minute; the smallest encoder, and the smallest data
+set of that kind).
 """
 
 import ml_collections
@@ -89,6 +90,47 @@ DATA = {
     metric="p_mtl",
     augment=IN_COLOUR,
   ),
+  # INFERRED likewise. Half of the frames have no expression: only what is labelled is read.
+  "aff_wild2": dict(
+    data=dict(
+      image_size=112, train="train:labelled", select="validation:labelled", report=(),
+    ),
+    variant="S/16",
+    batch_size=256,
+    steps=20_000,
+    learning_rate=5e-4,
+    warmup_steps=500,
+    drop_path_rate=0.1,
+    evaluate_every=2000,
+    config="all",
+    metric="p_mtl",
+    metrics={"va": "va/ccc", "expression": "expression/f1", "au": "au/f1"},
+    augment=IN_COLOUR,
+  ),
+  # Sets of photographs, 15 epochs or so each: INFERRED, the data are not here to try.
+  "affectnet": dict(
+    data=dict(image_size=112, train="train", select="validation", report=()),
+    variant="S/16", batch_size=256, steps=17_000, learning_rate=5e-4, warmup_steps=500,
+    drop_path_rate=0.1, evaluate_every=1700, metric="expression/f1", augment=IN_COLOUR,
+  ),
+  "raf_db": dict(
+    # It has no validation split, and a test set is not to be chosen by.
+    data=dict(
+      image_size=96, train="train:not_fold=0/10", select="train:fold=0/10", report=("test",)
+    ),
+    variant="S/16", batch_size=64, steps=6000, learning_rate=5e-4, warmup_steps=300,
+    drop_path_rate=0.1, evaluate_every=600, metric="expression/accuracy", augment=IN_COLOUR,
+  ),
+  "expw": dict(
+    data=dict(image_size=112, train="train", select="validation", report=("test",)),
+    variant="S/16", batch_size=128, steps=9000, learning_rate=5e-4, warmup_steps=500,
+    drop_path_rate=0.1, evaluate_every=900, metric="expression/f1", augment=IN_COLOUR,
+  ),
+  "raf_au": dict(
+    data=dict(image_size=96, train="train", select="validation", report=("test",)),
+    variant="S/16", batch_size=32, steps=2000, learning_rate=5e-4, warmup_steps=200,
+    drop_path_rate=0.1, evaluate_every=200, metric="au/f1", augment=IN_COLOUR,
+  ),
   "image_folder": dict(  # of any size: set steps
     data=dict(image_size=112, train="train", select="validation", report=("test",)),
     variant="mu/16",
@@ -111,6 +153,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
   )  # fmt: skip
   name, _, builder_config = given["data"].partition("/")
   kind = DATA[common.one_of("data", name, DATA)]
+  builder_config = builder_config or kind.get("config", "")
   debug = given["debug"]
   if debug:
     builder_config = builder_config or ("tiny" if name == "synthetic_faces" else "")
@@ -216,6 +259,8 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     probe=not debug,  # beside the last scores those of linear models of the pixels
   )
   config.checkpoint.every = 5 if debug else kind["evaluate_every"] // 3
-  config.checkpoint.metric = given["metric"] or kind["metric"]
+  task = builder_config.removesuffix("_full")
+  metric = kind.get("metrics", {}).get(task, kind["metric"])
+  config.checkpoint.metric = given["metric"] or metric
   config.log_every = 5 if debug else 50
   return config

@@ -225,7 +225,7 @@ def test_what_the_user_can_mend_is_said_in_one_line(tmp_path, source, capsys):
   empty = tmp_path / "empty"
   empty.mkdir()
   says = lambda *arguments: refused(capsys, *arguments, data)
-  assert "use one of ferplus, image_folder" in says("fer")
+  assert "use one of aff_wild2, affectnet, expw, ferplus" in says("fer")
   assert "has no config 'abaw4'; it has ['mtl', 'abaw3']" in says("s_aff_wild2", "--config=abaw4")
   assert "--config=mine --source=FOLDER" in says("image_folder", "--config=mine")
   assert "nowhere: no such folder" in says("lsd", f"--source={tmp_path / 'nowhere'}")

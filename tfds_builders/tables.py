@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from tfds_builders import images, progress, shards
+from tfds_builders import images, photographs, progress, shards
 
 ROW_BYTES = 500  # of a record besides its image
 READERS = 8  # threads: files are waited for, and decoding lets other threads run
 CHUNK = 512  # images read ahead
 BROKEN = 10  # images named in one error
-EXAMPLES = 5  # missing images named in the metadata
+EXAMPLES = 5  # of missing images and the like, named in the metadata
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +37,9 @@ class Table:
     labels: task -> [rows, names] float32, NaN where unlabelled; expressions are one-hot.
     fields: further features, name -> [rows].
     missing: images of rows that are left out because there is no such file.
+    boxes: [rows, 4] left, top, right, bottom of the face that is cut out, in pixels of the image,
+      the last two exclusive; None: images are kept byte by byte.
+    notes: on rows that are left out for other reasons.
   """
 
   source: Path
@@ -46,6 +49,8 @@ class Table:
   labels: Mapping[str, np.ndarray]
   fields: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
   missing: Sequence[str] = ()
+  boxes: np.ndarray | None = None
+  notes: Sequence[str] = ()
 
   def __len__(self) -> int:
     return len(self.images)
@@ -65,6 +70,7 @@ class Table:
       keys=some(self.keys),
       labels={task: values[keep] for task, values in self.labels.items()},
       fields={name: some(column) for name, column in self.fields.items()},
+      boxes=None if self.boxes is None else self.boxes[keep],
     )
 
   def on_disk(self) -> "Table":
@@ -83,11 +89,52 @@ class Table:
       self.take(there), missing=list(itertools.compress(self.images, ~there))
     )
 
+  def with_faces(self) -> "Table":
+    """The rows whose face can be cut out, `boxes` clipped to their images.
+
+    Every image is decoded: what cannot be used has to be known before the first record is written.
+
+    Raises:
+      ValueError: no row is left.
+    """
+    found = photographs.sizes(self.folder, self.images)
+    size = np.array([found[name] for name in self.images]).reshape(-1, 2)
+    boxes = np.clip(self.boxes, 0, np.tile(size[:, ::-1], 2))
+    table = dataclasses.replace(self, boxes=boxes)
+    table = table.leave_out(~size.any(1), "their image is no whole JPEG or PNG")
+    empty = (table.boxes[:, :2] >= table.boxes[:, 2:]).any(1)
+    return table.leave_out(empty, "the box of the face is empty or outside the image")
+
+  def leave_out(self, rows: np.ndarray, why: str) -> "Table":
+    """The rows where the [rows] bool array does not hold; a note names some of the others.
+
+    Raises:
+      ValueError: no row is left.
+    """
+    if rows.all():
+      raise ValueError(f"{self.folder}: no row is left of {len(self)}: {why} ({self.images[0]})")
+    if not rows.any():
+      return self
+    names = list(itertools.compress(self.images, rows))
+    more = ", ..." if len(names) > EXAMPLES else ""
+    note = f"{len(names)} rows left out, {why}: {', '.join(names[:EXAMPLES])}{more}"
+    return dataclasses.replace(self.take(~rows), notes=[*self.notes, note])
+
+  @property
+  def megabytes(self) -> float:
+    """About what its images take, in 1e6 bytes."""
+    if self.boxes is None:
+      return images.megabytes(self.folder, self.images)
+    width, height = (self.boxes[:, 2:] - self.boxes[:, :2]).T
+    return float((width * height).sum()) * photographs.PIXEL_BYTES / 1e6
+
   def read(self, row: int, size: tuple[int, int] | None) -> tuple[bytes, str]:
     """The encoded image of a row, and what is wrong with it, if anything."""
     path = self.folder / self.images[row]
     try:
       encoded = images.read(path)
+      if self.boxes is not None:
+        return photographs.cut(str(path), encoded, self.boxes[row]), ""
       images.check(str(path), encoded, size)
     except (ValueError, OSError) as e:
       return b"", str(e)
@@ -145,10 +192,12 @@ class Builder(tfds.core.GeneratorBasedBuilder):
   Attributes:
     image_size: (height, width) in pixels that every image must have; None: any.
     published: split -> counts that others have printed, in the structure of a summary's splits.
+    total: rows of all splits together that others have printed, where the splits are our own.
   """
 
   image_size: tuple[int, int] | None = None
   published: Mapping[str, Any] = {}
+  total: int | None = None
   draws_progress = True
   _tables: Mapping[str, Table] | None = None
 
@@ -161,12 +210,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     """
 
   def megabytes(self, source: Path) -> float:
-    """About what the build takes on disk, in 1e6 bytes; reads the lists, but no image."""
+    """About what the build takes on disk, in 1e6 bytes; reads all but images kept as they are."""
     self._tables = self.read(source)
-    return sum(
-      images.megabytes(table.folder, table.images) + len(table) * ROW_BYTES / 1e6
-      for table in self._tables.values()
-    )
+    return sum(table.megabytes + len(table) * ROW_BYTES / 1e6 for table in self._tables.values())
 
   def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Table]:
     # Not kept: it is large, and the files may be mended before the next attempt.
@@ -178,6 +224,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
       if table.missing
     }
     self.info.metadata["unlabelled"] = {split: table.unlabelled for split, table in found.items()}
+    report = [f"{split}: {note}" for split, table in found.items() for note in table.notes]
+    if self.total:
+      report.append(f"{sum(map(len, found.values()))} rows in all; published: {self.total}")
+    self.info.metadata["report"] = report
     return found
 
   def _generate_examples(self, split: str, table: Table) -> Iterator[dict[str, Any]]:

@@ -161,6 +161,7 @@ def table(
     published: split -> counts as in the summary, as far as they are known.
     described: the data set's metadata. `unlabelled`: split -> rows without any label; `missing`:
       split -> `count` of the rows left out because there is no such image, and `examples`.
+      `report`: further lines.
 
   Returns:
     One line a label, one or two columns a split: images, valid labels, of units positives /
@@ -200,6 +201,7 @@ def table(
       f"{split}: {lost['count']} rows left out, their image is missing:"
       f" {', '.join(lost['examples'])}{more}"
     )
+  text += described.get("report", ())
   if differ:
     some = ", ".join(f"{split} {name}" for split, (_, name) in differ[:6])
     more = ", ..." if len(differ) > 6 else ""
