@@ -98,6 +98,24 @@ FORMATS: dict[str, tuple[Format, ...]] = {
   ),
 }
 # fmt: on
+
+
+def _handed_in(task: str, *formats: tuple[int, tuple[int, ...]]) -> dict[int, Format]:
+  """Edition -> its format, from (which of the task's formats, the editions that had it)."""
+  return {edition: FORMATS[task][k] for k, editions in formats for edition in editions}
+
+
+_LISTED = 5, 6, 8, 10  # editions that had one list for all videos of VA, EXPR and AU
+# Task -> edition of ABAW that posed it -> what predictions were handed in as. (Formats as far as
+# public code shows them.)
+SUBMISSIONS: dict[str, dict[int, Format]] = {
+  "mtl": _handed_in("mtl", (0, (3, 4, 7, 11))),
+  "va": _handed_in("va", (1, (1, 2, 3)), (0, _LISTED)),
+  "expression": _handed_in("expression", (2, (1, 2)), (1, (3,)), (0, _LISTED)),
+  "au": _handed_in("au", (2, (1,)), (1, (2, 3)), (0, _LISTED)),
+  "lsd": _handed_in("lsd", (0, (4,))),
+  "ce": _handed_in("ce", (0, (6, 7, 8))),
+}
 # The anger folder is misspelt in the official archives.
 _LSD_FOLDERS = {name: (name.upper(),) for name in labels.EXPRESSION_LSD}
 _LSD_FOLDERS["anger"] = ("ANGRER", "ANGERE", "ANGER")
@@ -140,7 +158,7 @@ def read(path: str | Path, task: str, *, predictions: bool = False) -> Annotatio
   """
   path = Path(path)
   if os.path.isdir(path):  # of names that are too long Path.is_dir would raise
-    return _read_lsd_tree(path) if task == "lsd" else _read_folder(path, task, predictions)
+    return _read_lsd_tree(path) if task == "lsd" else _read_folder(path, task, predictions)[1]
   return _read_file(path, task, predictions)[1]
 
 
@@ -166,6 +184,113 @@ def read_names(path: str | Path, task: str) -> tuple[str, ...]:
       raise ValueError(f"{path}:{number}: {e}") from None
     names.append(name)
   return tuple(names)
+
+
+def read_videos(path: str | Path, task: str) -> tuple[str, ...]:
+  """Reads a list of video names, one a line and no header, in order.
+
+  Raises:
+    ValueError: a line is not a name alone, or names a video that an earlier one does.
+  """
+  text, path = _text(Path(path)), _shown(path)
+  lines = [line.removesuffix("\r") for line in text.removeprefix("\ufeff").split("\n")]
+  while lines and not lines[-1]:
+    lines.pop()
+  found: dict[str, int] = {}
+  for number, line in enumerate(lines, 1):
+    if not _VIDEO.fullmatch(line):
+      headers = " or ".join(repr(form.header) for form in FORMATS[task])
+      raise ValueError(
+        f"{path}:{number}: {_short(line)}; expected the name of a video, or on line 1 the header"
+        f" {headers} of a list"
+      )
+    if line in found:
+      raise ValueError(f"{path}:{number}: video {line!r} again, after line {found[line]}")
+    found[line] = number
+  return tuple(found)
+
+
+def has_header(path: str | Path, task: str) -> bool:
+  """Whether line 1 of a file is the header of one of the task's formats.
+
+  Raises:
+    ValueError: the file cannot be read.
+  """
+  first = _text(Path(path)).partition("\n")[0].removeprefix("\ufeff").removesuffix("\r")
+  return first in [form.header for form in FORMATS[task]]
+
+
+def submission(task: str, edition: int) -> Format:
+  """The format in which an edition of ABAW took predictions for a task.
+
+  Raises:
+    ValueError: the edition did not pose the task; says which did.
+  """
+  if task not in SUBMISSIONS:
+    raise ValueError(f"task {task!r}: use one of {', '.join(SUBMISSIONS)}")
+  if edition not in SUBMISSIONS[task]:
+    posed = ", ".join(map(str, sorted(SUBMISSIONS[task])))
+    raise ValueError(f"--edition={edition}: task {task} was posed by ABAW {posed}")
+  return SUBMISSIONS[task][edition]
+
+
+def read_submission(
+  path: str | Path, task: str, edition: int, images: Sequence[str]
+) -> Annotations:
+  """Reads predictions as an edition of ABAW takes them: its format, and the images it asks for.
+
+  Args:
+    path: a list or, of the editions with one file for each video, the folder of them.
+    task: a key of `SUBMISSIONS`.
+    edition: of ABAW.
+    images: of the test list, in its order, duplicates kept; of per-video files frames 1, 2, ... of
+      each video.
+
+  Returns:
+    The rows, of per-video files by the names of the files.
+
+  Raises:
+    ValueError: names the file, the line and what was expected there.
+  """
+  wanted, path = submission(task, edition), Path(path)
+  if os.path.isdir(path) == bool(wanted.image):
+    kind = "one file" if wanted.image else "a folder of them"
+    raise ValueError(f"{_shown(path)}: ABAW{edition} takes {kind}: a {wanted.name}")
+  form, found = (_read_file if wanted.image else _read_folder)(path, task, True)
+  if form != wanted:
+    file = path if wanted.image else min(path.glob("*.txt"))
+    raise ValueError(
+      f"{_shown(file)}:1: header of a {form.name}; ABAW{edition} takes a {wanted.name}:"
+      f" {wanted.header!r}"
+    )
+  if wanted.image:
+    _check_order(_shown(path), found.images, images)
+  else:
+    _check_videos(_shown(path), found.images, images)
+  return found
+
+
+def _check_order(path: str, found: Sequence[str], images: Sequence[str]) -> None:
+  """Raises ValueError, naming the line, unless a list names the images in their order."""
+  for number, (image, expected) in enumerate(zip(found, images, strict=False), 2):
+    if image != expected:
+      raise ValueError(f"{path}:{number}: image {image!r}; the test list has {expected!r} here")
+  if len(found) != len(images):
+    raise ValueError(
+      f"{path}:{min(len(found), len(images)) + 2}: {len(found)} rows; the test list has"
+      f" {len(images)}"
+    )
+
+
+def _check_videos(folder: str, found: Sequence[str], images: Sequence[str]) -> None:
+  """Raises ValueError unless per-video files hold as many frames of each video as there are."""
+  have, need = (collections.Counter(i.partition("/")[0] for i in n) for n in (found, images))
+  for video in dict.fromkeys((*need, *have)):
+    if have[video] != need[video]:
+      raise ValueError(
+        f"{folder}/{video}.txt:{min(have[video], need[video]) + 2}: {have[video]} frames; the test"
+        f" list has {need[video]}"
+      )
 
 
 def parse(
@@ -238,7 +363,13 @@ def write(path: str | Path, task: str, rows: Annotations, header: str = "") -> N
 
 
 def frames(video: str, count: int) -> list[str]:
-  """Names of a video's first `count` frames: `video/00001.jpg` and so on."""
+  """Names of a video's first `count` frames: `video/00001.jpg` and so on.
+
+  Raises:
+    ValueError: more than five digits can name.
+  """
+  if count > _MOST_FRAMES:
+    raise ValueError(f"video {video!r} has {count:,} frames; names are for {_MOST_FRAMES:,}")
   return [f"{video}/{k:05d}.jpg" for k in range(1, count + 1)]
 
 
@@ -394,8 +525,8 @@ def _lines(rows: Annotations, form: Format) -> list[str]:
   return [",".join(fields) for fields in zip(*columns, strict=True)]
 
 
-def _read_folder(folder: Path, task: str, predictions: bool) -> Annotations:
-  """All per-video files of a folder, by name."""
+def _read_folder(folder: Path, task: str, predictions: bool) -> tuple[Format, Annotations]:
+  """All per-video files of a folder, by name, and the format that they have in common."""
   files = sorted(folder.glob("*.txt"))
   if not files:
     raise ValueError(f"{_shown(folder)}: no per-video files (*.txt) in this folder")
@@ -413,7 +544,7 @@ def _read_folder(folder: Path, task: str, predictions: bool) -> Annotations:
     if getattr(first, name) is None
     else np.concatenate([getattr(part, name) for part in parts])
   )
-  return Annotations(
+  return formats[0], Annotations(
     images=tuple(image for part in parts for image in part.images),
     va=join("va"),
     expression=join("expression"),

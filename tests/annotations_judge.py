@@ -44,6 +44,24 @@ FORMATS = {
 }
 
 
+# (task, edition of ABAW) -> what a submission is made of. Of VA, EXPR and AU editions 1-3 took one
+# file for each video.
+LATER = [5, 6, 8, 10]
+SUBMISSIONS = {
+  **{("mtl", edition): "mtl" for edition in (3, 4, 7, 11)},
+  ("lsd", 4): "lsd",
+  **{("ce", edition): "list_ce" for edition in (6, 7, 8)},
+  **{("va", edition): "video_va" for edition in (1, 2, 3)},
+  **{("expression", edition): "video_expr7" for edition in (1, 2)},
+  ("expression", 3): "video_expr",
+  ("au", 1): "video_au8",
+  **{("au", edition): "video_au" for edition in (2, 3)},
+  **{("va", edition): "list_va" for edition in LATER},
+  **{("expression", edition): "list_expr" for edition in LATER},
+  **{("au", edition): "list_au" for edition in LATER},
+}
+
+
 class Illegal(Exception):
   pass
 
@@ -122,6 +140,26 @@ def judge_int(field, classes, missing):
   values = range(-1 if missing else 0, classes)
   need(field in [str(value) for value in values])
   return int(field)
+
+
+def judge_submission(files: dict[str, str], kind: str, images: list[str]) -> list[tuple] | None:
+  """Rows of a submission of FORMATS[kind], None if it is illegal or not what was asked for.
+
+  Args:
+    files: texts by the names of the videos, or one of any name where the format is a list.
+    kind: a key of FORMATS.
+    images: what was asked for: in the order of the list, or of the files' names.
+  """
+  form, rows = FORMATS[kind], []
+  for video in sorted(files, key=lambda name: name + ".txt"):
+    header, _, _ = files[video].removeprefix("\ufeff").partition("\n")
+    if header.removesuffix("\r") != form.header:
+      return None
+    found = judge(files[video], video=video, predictions=True)
+    if found is None:
+      return None
+    rows += found
+  return rows if [image for image, *_ in rows] == list(images) else None
 
 
 def fixtures() -> dict[str, tuple[str, str]]:
@@ -298,3 +336,68 @@ def mutate(rng: random.Random, line: str) -> str:
   elif kind == "commas":
     fields += [""] * rng.choice([1, 1, 2])
   return ",".join(fields)
+
+
+def legal_submission(rng: random.Random, kind: str) -> dict[str, str]:
+  """A random legal submission of FORMATS[kind]: texts by name, as `judge_submission` takes them."""
+  if FORMATS[kind].path:
+    return {"predictions": legal_file(rng, kind, rng.randrange(1, 12), predictions=True)[0]}
+  names = ["b", "a", "a-b", "46-30-484x360_left"]
+  return {name: legal_file(rng, kind, rng.randrange(1, 6), predictions=True)[0] for name in names}
+
+
+FILE_KINDS = [
+  "drop",
+  "twice",
+  "swap",
+  "empty",
+  "cut",
+  "ends",
+  "bom",
+  "header",
+  "other",
+  "tail",
+  "byte",
+]
+FILE_KINDS += ["line"] * 8 + ["lose", "rename", "double"]
+
+
+def mutate_submission(rng: random.Random, files: dict[str, str]) -> dict[str, str]:
+  """A submission changed in one place, or left as it is."""
+  files = dict(files)
+  name, kind = rng.choice(sorted(files)), rng.choice(FILE_KINDS)
+  text = files[name]
+  if kind in ("lose", "rename", "double"):
+    if kind != "lose" and len(files) > 1:
+      files[rng.choice(["c", "a_left", "b"])] = text
+    if kind != "double" and len(files) > 1:
+      del files[name]
+    return files
+  header, *lines = text.split("\n")
+  at, to = rng.randrange(len(lines)), rng.randrange(len(lines))
+  if kind == "line":
+    lines[at] = mutate(rng, lines[at])
+  elif kind == "drop":
+    del lines[at]
+  elif kind == "twice":
+    lines.insert(to, lines[at])
+  elif kind == "swap":
+    lines[at], lines[to] = lines[to], lines[at]
+  elif kind == "empty":
+    lines.insert(at, rng.choice(["", "\r", " ", ","]))
+  elif kind == "header":
+    header = rng.choice([mutate(rng, header), *(form.header for form in FORMATS.values())])
+  elif kind == "other":
+    return files | {name: legal_file(rng, rng.choice(sorted(FORMATS)), 4, predictions=True)[0]}
+  whole = "\n".join([header, *lines])
+  if kind == "cut":
+    whole = whole[: rng.randrange(len(whole))]
+  elif kind == "ends":
+    whole = whole.replace("\n", rng.choice(["\r\n", "\r", "\n\n", "\x0b", "\u2028"]))
+  elif kind == "byte":  # no UTF-8, once it is written with surrogateescape
+    whole = whole[: (at := rng.randrange(len(whole) + 1))] + "\udcff" + whole[at:]
+  elif kind == "bom":
+    whole = "\ufeff" + whole
+  elif kind == "tail":
+    whole += rng.choice(["\n", "\n\n", "\r\n", "\r", ",", "0", " ", "\0", "\nx"])
+  return files | {name: whole}

@@ -1,11 +1,20 @@
 """The reader against the independent judge; the judge was written first, from the formats alone."""
 
 import random
+import re
 
 import annotations_judge
 import numpy as np
 import pytest
-from annotations_judge import FORMATS, fixtures, legal_file, mutate
+from annotations_judge import (
+  FORMATS,
+  SUBMISSIONS,
+  fixtures,
+  legal_file,
+  legal_submission,
+  mutate,
+  mutate_submission,
+)
 
 from affjax import annotations, labels
 
@@ -289,3 +298,148 @@ def test_class_folders_that_are_missing_or_doubled_are_named(tmp_path):
 def test_an_unknown_task_is_named():
   with pytest.raises(ValueError, match="task 'emotion': use one of mtl, va, expression, au, lsd"):
     annotations.parse("", "emotion", "FILE")
+
+
+# Submissions.
+
+
+def test_the_judge_knows_every_edition_and_its_format():
+  ours = {
+    (task, edition): form.header
+    for task, editions in annotations.SUBMISSIONS.items()
+    for edition, form in editions.items()
+  }
+  assert ours == {key: FORMATS[kind].header for key, kind in SUBMISSIONS.items()}
+
+
+@pytest.mark.parametrize(
+  ("task", "edition", "posed"),
+  [
+    ("va", 4, "1, 2, 3, 5, 6, 8, 10"),
+    ("expression", 7, "1, 2, 3, 5, 6, 8, 10"),
+    ("au", 11, "1, 2, 3, 5, 6, 8, 10"),
+    ("mtl", 5, "3, 4, 7, 11"),
+    ("lsd", 7, "4"),
+    ("ce", 5, "6, 7, 8"),
+  ],
+)
+def test_an_edition_that_did_not_pose_a_task_is_refused_with_those_that_did(task, edition, posed):
+  with pytest.raises(ValueError, match=f"^--edition={edition}: task {task} was .* ABAW {posed}$"):
+    annotations.submission(task, edition)
+
+
+def write_submission(folder, files, kind):
+  """A file or, of the per-video formats, a folder."""
+  if FORMATS[kind].path:
+    (text,) = files.values()
+    (folder / "predictions.txt").write_bytes(text.encode(errors="surrogateescape"))
+    return folder / "predictions.txt"
+  for name, text in files.items():
+    (folder / f"{name}.txt").write_bytes(text.encode(errors="surrogateescape"))
+  return folder
+
+
+def read_or_refused(path, task, edition, images):
+  """(rows, "") or (None, what was said)."""
+  try:
+    return rows_of(annotations.read_submission(path, task, edition, images)), ""
+  except ValueError as e:
+    return None, str(e)
+
+
+# One edition of each format.
+EDITIONS = {kind: key for key, kind in SUBMISSIONS.items()}
+
+
+@pytest.mark.parametrize("kind", EDITIONS)
+def test_mutated_submissions_are_read_as_the_judge_reads_them_or_refused_by_file(kind, tmp_path):
+  """10,000 files and folders over all formats, against the images that were asked for."""
+  rng = random.Random(f"submissions of {kind}")
+  read = refused = 0
+  while read + refused < 10_000 / len(EDITIONS):
+    files = legal_submission(rng, kind)
+    images = [
+      image
+      for name in sorted(files, key=lambda name: name + ".txt")
+      for image, *_ in annotations_judge.judge(files[name], video=name, predictions=True)
+    ]
+    changed = mutate_submission(rng, files)
+    folder = tmp_path / str(read + refused)
+    folder.mkdir()
+    path = write_submission(folder, changed, kind)
+    expected = annotations_judge.judge_submission(changed, kind, images)
+    found, said = read_or_refused(path, *EDITIONS[kind], images)
+    assert not said or re.match(rf"{re.escape(str(path))}(/[\w-]+\.txt)?:\d+: [^\n]*$", said), said
+    assert found == expected, repr(changed)
+    refused += expected is None
+    read += expected is not None
+  assert read > 0.1 * refused
+  assert refused > 0.4 * read
+
+
+LISTED = ("v/00001.jpg", "v/00001.jpg", "v/00003.jpg")
+VA_LIST = "image_location,valence,arousal\n"
+
+
+@pytest.mark.parametrize(
+  ("text", "says"),
+  [
+    (VA_LIST + "v/00001.jpg,0,0\nv/00003.jpg,0,0\n", "3: image 'v/00003.jpg'; the test list has"),
+    (VA_LIST + "v/00001.jpg,0,0\n" * 2, "4: 2 rows; the test list has 3"),
+    (VA_LIST + "v/00001.jpg,0,0\n" * 2 + "v/00003.jpg,0,0\n" * 2, "5: 4 rows; the test list has 3"),
+    (VA_LIST + "v/00001.jpg,-5,0\n", "2: valence '-5'; expected a number from -1 to 1$"),
+    ("valence,arousal\n0,0\n", "1: header of a per-video VA file; ABAW8 takes a VA list: 'image_l"),
+  ],
+)
+def test_a_submission_that_is_not_what_was_asked_for_is_named_by_line(tmp_path, text, says):
+  file = tmp_path / "v.txt"
+  file.write_text(text)
+  with pytest.raises(ValueError, match=f"^{file}:{says}"):
+    annotations.read_submission(file, "va", 8, LISTED)
+
+
+def test_per_video_submissions_are_compared_frame_by_frame(tmp_path):
+  images = annotations.frames("a", 2) + annotations.frames("b", 1)
+  (tmp_path / "a.txt").write_text("valence,arousal\n0,0\n0,0\n")
+  with pytest.raises(ValueError, match=r"b\.txt:2: 0 frames; the test list has 1$"):
+    annotations.read_submission(tmp_path, "va", 2, images)
+  (tmp_path / "b.txt").write_text("valence,arousal\n0,0\n0,0\n")
+  with pytest.raises(ValueError, match=r"b\.txt:3: 2 frames; the test list has 1$"):
+    annotations.read_submission(tmp_path, "va", 2, images)
+  (tmp_path / "b.txt").write_text("valence,arousal\n0,1\n")
+  assert annotations.read_submission(tmp_path, "va", 2, images).va.tolist() == [[0, 0]] * 2 + [
+    [0, 1]
+  ]
+  with pytest.raises(ValueError, match="ABAW10 takes one file: a VA list"):
+    annotations.read_submission(tmp_path, "va", 10, images)
+  with pytest.raises(ValueError, match="ABAW3 takes a folder of them: a per-video VA file"):
+    annotations.read_submission(tmp_path / "a.txt", "va", 3, images)
+  for name, header in (("a", labels.AU_MTL), ("b", labels.AU_MTL)):
+    (tmp_path / f"{name}.txt").write_text(",".join(header) + "\n" + "0," * 11 + "0\n")
+  with pytest.raises(ValueError, match=r"a\.txt:1: header of a per-video AU file; ABAW1 takes a"):
+    annotations.read_submission(tmp_path, "au", 1, images)
+
+
+def test_lists_of_videos_are_read_a_name_a_line(tmp_path):
+  file = tmp_path / "names.txt"
+  file.write_bytes(b"\xef\xbb\xbf10-60-1280x720_right\r\n10-60-1280x720\r\n\n")
+  assert annotations.read_videos(file, "va") == ("10-60-1280x720_right", "10-60-1280x720")
+  assert not annotations.has_header(file, "va")
+  for line, says in (
+    ("a\nb,c", "2: 'b,c'; expected the name of a video, or on line 1 the header 'image_location,"),
+    ("a\n\nb", "2: ''; expected the name of a video"),
+    ("a\nb\na", "3: video 'a' again, after line 1"),
+    ("a/00001.jpg", "1: 'a/00001.jpg'; expected"),
+  ):
+    file.write_text(line)
+    with pytest.raises(ValueError, match=f"^{file}:{says}"):
+      annotations.read_videos(file, "va")
+  file.write_text("image_location,valence,arousal\r\n")
+  assert annotations.has_header(file, "va")
+  assert not annotations.has_header(file, "au")
+
+
+def test_more_frames_than_five_digits_name_are_refused():
+  assert annotations.frames("v", 99_999)[-1] == "v/99999.jpg"
+  with pytest.raises(ValueError, match="'v' has 100,000 frames"):
+    annotations.frames("v", 100_000)

@@ -26,6 +26,8 @@ MODES = [
     "transfer",
     "predict",
     "submit",
+    "calibrate",
+    "extract",
     "export",
     "experiment",
     "finite",

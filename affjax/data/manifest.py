@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from affjax.data import packed, records
+from affjax.data import packed, records, sound
 from tfds_builders import progress
 
 # TFDS's files besides the shards. Tables and summary are not hashed: where they cannot be read they
@@ -81,7 +81,7 @@ def verify(build: Any) -> bool:
   files = [(shards, number) for shards in opened for number in range(len(shards.paths))]
   with progress.bar(files, "verifying", "files") as bar:
     damage += [found for shards, number in bar if (found := _examine(shards, number))]
-  damage += _described(folder, known) + _caches(build)
+  damage += _described(folder, known) + _caches(build) + _sound(folder)
   if damage:
     print(_table(damage))
     return False
@@ -159,6 +159,20 @@ def _caches(build: Any) -> list[Damage]:
     except ValueError:
       damaged.append(records.SUMMARY)
   return [Damage(name, "damaged; made anew when it is needed") for name in damaged]
+
+
+def _sound(folder: Path) -> list[Damage]:
+  """What is wrong with the sound of its videos, if it has any."""
+  if not (folder / sound.SUMMARY).is_file():
+    return []
+  again = "delete it and extract the sound again"
+  try:
+    media = sound.read(folder)["media"]
+  except ValueError:
+    return [Damage(sound.SUMMARY, f"cannot be read: {again}")]
+  made = {f"{sound.FOLDER}/{n}": of for m in media.values() for n, of in m["files"].items()}
+  found = {name: _differs(folder / name, **of) for name, of in made.items()}
+  return [Damage(name, f"{what}: {again}") for name, what in found.items() if what]
 
 
 def _table(damage: Sequence[Damage]) -> str:
