@@ -250,7 +250,7 @@ def test_labels_cannot_be_skipped_where_there_is_no_table(copy):
 def test_a_record_without_the_labels_of_the_others_is_named(copy):
   rot_matrix.rewrite(copy, lambda record: b"")
   rot_matrix.file(copy, records.TABLE.format(SPLIT)).unlink()
-  with pytest.raises(ValueError, match="record 5 of .*: the record has not the labels"):
+  with pytest.raises(ValueError, match="record 5 of .*: the record has no key"):
     records.label_table(builder(copy), SPLIT)
 
 

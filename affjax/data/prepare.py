@@ -47,7 +47,8 @@ def prepare(build: Any, source: str | None = None, overwrite: bool = False) -> d
 
   Raises:
     ValueError: files are needed and `source` does not name a folder, or they are not as expected,
-      or there is no room or no leave to write. Nothing of the build is kept then.
+      or there is no room or no leave to write. Nothing of the build is kept then, but what
+      `build.kept`, if there is such a method, counts.
   """
   source = source and os.path.expanduser(source)
   folder = Path(build.data_dir)
@@ -56,7 +57,7 @@ def prepare(build: Any, source: str | None = None, overwrite: bool = False) -> d
     _check_source(build, source)
   with contextlib.ExitStack() as held:
     if makes or os.access(folder.parent, os.W_OK):
-      with records.storing(folder, f"data set {build.name!r}"):
+      with records.storing(folder, f"data set {build.name!r}", lambda: _kept(build)):
         # An explicit level of names is needed: `data_dir` may not exist and `folder` must not yet.
         held.enter_context(records.lock(folder.parent / f".{build.name}.lock"))
         if makes:
@@ -79,6 +80,12 @@ def _make(build: Any, source: str | None, overwrite: bool, folder: Path) -> None
     raise ValueError(f"{folder} is damaged, there is no {records.INFO} in it: delete it first")
   elif not records.is_prepared(build):
     _build(build, source, folder)
+
+
+def _kept(build: Any) -> str:
+  """What a build that ended has left for the next one; empty: nothing."""
+  count = build.kept() if hasattr(build, "kept") else 0
+  return f"{count} whole videos are kept" if count else ""
 
 
 def _sweep(folder: Path) -> None:
@@ -134,6 +141,8 @@ def _build(build: Any, source: str | None, folder: Path) -> None:
       f"{build.name} needs about {needed:.0f} MB and {exists} has {free:.0f} MB left: make room, or"
       " name another place with --data_dir"
     )
+  if hasattr(build, "kept_in"):
+    build.kept_in = folder.parent  # also where the set is to replace another
   if getattr(build, "draws_progress", False):
     tfds.disable_progress_bar()
   download = _Download(manual_dir=source)
@@ -286,6 +295,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   )
   arguments = parser.parse_args(argv)
   logging.set_verbosity(logging.ERROR)  # TFDS warns of configs that users name
+  build = None
   try:
     build = records.builder(arguments.name, arguments.config, arguments.data_dir)
     if arguments.verify:
@@ -297,7 +307,12 @@ def main(argv: Sequence[str] | None = None) -> None:
   except (ValueError, FileNotFoundError) as e:
     sys.exit(f"error: {' '.join(str(e).split())}")
   except KeyboardInterrupt:
-    sys.exit("interrupted: nothing is kept of this build; the same command begins again")
+    kept = _kept(build)
+    sys.exit(
+      f"interrupted: {kept}; the same command goes on from there"
+      if kept
+      else "interrupted: nothing is kept of this build; the same command begins again"
+    )
   config = f"/{build.builder_config.name}" if build.builder_config else ""
   again = ": there already (--overwrite builds it again)" if there and arguments.source else ""
   print(f"{build.name}{config} {build.version} in {build.data_dir}{again}")

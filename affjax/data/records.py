@@ -20,7 +20,7 @@ import sys
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -861,10 +861,13 @@ class storing:
   Args:
     where: the folder that it writes to.
     what: it makes, for the message.
+    kept: says what of it is kept; empty: nothing is.
   """
 
-  def __init__(self, where: str | os.PathLike[str], what: str) -> None:
-    self._where, self._what = where, what
+  def __init__(
+    self, where: str | os.PathLike[str], what: str, kept: Callable[[], str] = lambda: ""
+  ) -> None:
+    self._where, self._what, self._kept = where, what, kept
 
   def __enter__(self) -> "storing":
     return self
@@ -876,6 +879,7 @@ class storing:
     for code in _NO_PLACE:
       if getattr(error, "errno", None) == code or os.strerror(code) in str(error):
         raise ValueError(
-          f"{self._what} cannot be written to {self._where}: {os.strerror(code)}. Nothing of it is"
-          " kept: make room or give leave to write there, or name another place with --data_dir"
+          f"{self._what} cannot be written to {self._where}: {os.strerror(code)}."
+          f" {self._kept() or 'Nothing of it is kept'}: make room or give leave to write there, or"
+          " name another place with --data_dir"
         ) from error
