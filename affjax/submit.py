@@ -130,7 +130,7 @@ class Frames:
     row: [listed] where in `names` each image of the list is.
     number: [frames] int64 of the frame in its video, from 1.
     spans: video -> the slice of its frames.
-    paths: [frames] files below the folder of images.
+    paths: [frames] files.
     present: [frames] bool, whether there is such a file.
   """
 
@@ -142,34 +142,46 @@ class Frames:
   present: np.ndarray
 
 
-def find(images: Sequence[str], folder: Path, inner: Mapping[str, str] | None = None) -> Frames:
+def find(
+  images: Sequence[str], folders: Sequence[Path], inner: Mapping[str, str] | None = None
+) -> Frames:
   """Looks up which of the images there are.
 
   Args:
     images: names, in the order of a list.
-    folder: where they lie.
-    inner: name -> path in it; None: the names are the paths. Of images without a video, "0.jpg",
+    folders: where they lie; one that lies in several must be the same in each, by its size.
+    inner: name -> path in them; None: the names are the paths. Of images without a video, "0.jpg",
       all have to be there.
 
   Raises:
-    ValueError: none is there, or one that nothing could stand for.
+    ValueError: none is there, or one that nothing could stand for, or one differs in two folders.
   """
-  if not folder.is_dir():
-    raise ValueError(f"--images={folder}: no such folder")
   unique, row = np.unique(np.array(images), return_inverse=True)
   names = unique.tolist()
-  paths = [inner[name] for name in names] if inner else names
-  present = image_files.present(folder, paths, folder)
+  below = [inner[name] for name in names] if inner else names
+  shown = " ".join(map(str, folders))
+  present, paths = np.zeros(len(names), bool), [f"{folders[0]}/{path}" for path in below]
+  for folder in folders:
+    if not folder.is_dir():
+      raise ValueError(f"--images={folder}: no such folder")
+    here = image_files.present(folder, below, folder)
+    for i in np.flatnonzero(here & present):
+      other = f"{folder}/{below[i]}"
+      if os.path.getsize(other) != os.path.getsize(paths[i]):
+        raise ValueError(f"--images={shown}: {paths[i]} and {other} differ: leave one")
+    for i in np.flatnonzero(here & ~present):
+      paths[i] = f"{folder}/{below[i]}"
+    present |= here
   if not present.any():
-    raise ValueError(f"--images={folder}: none of {len(names)} images is there, such as {paths[0]}")
+    raise ValueError(f"--images={shown}: none of {len(names)} images is there, such as {below[0]}")
   spans, start = {}, 0
   for video, group in itertools.groupby(name.rpartition("/")[0] for name in names):
     stop = start + len(list(group))
     spans[video], start = slice(start, stop), stop
   if "" in spans:
     if not present.all():
-      absent = [path for path, there in zip(paths, present, strict=True) if not there]
-      raise ValueError(f"--images={folder}: {len(absent)} images are missing: {_some(absent)}")
+      absent = [path for path, there in zip(below, present, strict=True) if not there]
+      raise ValueError(f"--images={shown}: {len(absent)} images are missing: {_some(absent)}")
     number = np.arange(len(names))
   else:
     number = np.array([name[-9:-4] for name in names], np.int64)
@@ -330,7 +342,7 @@ def answers(values: Values, frames: Frames, images: Sequence[str], form: Format)
 # Predicting.
 
 
-def run_model(predictor: Any, frames: Frames, folder: Path, tasks: Sequence[str]) -> Values:
+def run_model(predictor: Any, frames: Frames, tasks: Sequence[str]) -> Values:
   """Raw outputs of the frames that have a crop, video by video: task -> [frames, size], else NaN.
 
   Raises:
@@ -341,14 +353,16 @@ def run_model(predictor: Any, frames: Frames, folder: Path, tasks: Sequence[str]
   with progress.bar(range(total), "predicting", "frames") as bar:
     for video, span in frames.spans.items():
       for rows in _portions(video, np.flatnonzero(frames.present[span]) + span.start):
-        paths = [folder / frames.paths[row] for row in rows]
+        paths = [frames.paths[row] for row in rows]
         if video:
           outputs = predictor.sequence(paths, frames.number[rows])
         else:
           outputs = predictor.outputs(paths)
         for task in tasks:
           if not np.isfinite(outputs[task]).all():
-            raise ValueError(f"{paths[0].parent}: the model's {task} of an image here is no number")
+            raise ValueError(
+              f"{Path(paths[0]).parent}: the model's {task} of an image here is no number"
+            )
           if task not in found:
             size = outputs[task].shape[1]
             found[task] = np.full((len(frames.names), size), np.nan, np.float32)
@@ -503,7 +517,7 @@ def scores(
 def submit(arguments: argparse.Namespace) -> None:
   """What the command line asks for; all that can be refused is, before anything is predicted."""
   task, edition = arguments.task, arguments.edition
-  output, folder = Path(arguments.output), Path(arguments.images)
+  output, folders = Path(arguments.output), [Path(folder) for folder in arguments.images]
   form = annotations.submission(task, edition)
   check_output(output, form, arguments.overwrite)
   images = listed(arguments.test_list, task, edition, arguments.videos)
@@ -518,9 +532,9 @@ def submit(arguments: argparse.Namespace) -> None:
   tasks = [name for name, asked in parts.items() if asked]
   for chosen in settings.values():
     check_settings(chosen, known, tasks)
-  frames = find(images, folder, _lsd_paths(task, arguments.test_list, folder))
+  frames = find(images, folders, _lsd_paths(task, arguments.test_list, folders[0]))
 
-  outputs = run_model(predictor, frames, folder, tasks)
+  outputs = run_model(predictor, frames, tasks)
   rows = {}
   for name, chosen in settings.items():
     values = read_out(post_process(outputs, frames, chosen, known), known, form)
@@ -597,7 +611,13 @@ def main(argv: Sequence[str] | None = None) -> None:
   )
   add("--edition", required=True, type=int, metavar="N", help=f"of ABAW: {posed}")
   add("--test_list", required=True, metavar="FILE_OR_FOLDER", help="what is asked for, see above")
-  add("--images", required=True, metavar="FOLDER", help="of the crops, such as cropped_aligned")
+  add(
+    "--images",
+    required=True,
+    nargs="+",
+    metavar="FOLDER",
+    help="of the crops, such as cropped_aligned; of several archives of them each",
+  )
   add("--videos", metavar="FOLDER", help="to count frames in, where the list names videos alone")
   add(
     "--fill",

@@ -119,6 +119,28 @@ def debug_config(argument: str = "debug", **changes) -> dict:
   return json.loads(config.to_json_best_effort())
 
 
+def save_run(where: Path, config: dict, seed: int = 0) -> Path:
+  """A run whose model says something else of every image: its weights are drawn, not learnt."""
+  import json
+
+  from affjax import checkpoints, procedures
+
+  rng = np.random.default_rng(seed)
+
+  def drawn(path, leaf):
+    one = "scale" in jax.tree_util.keystr(path)  # of a normalisation
+    return (one + 0.1 * rng.normal(size=leaf.shape)).astype(leaf.dtype)
+
+  shapes = jax.eval_shape(procedures.from_config(config).init)
+  where.mkdir()
+  (where / "config.json").write_text(json.dumps(config))
+  saved = checkpoints.Checkpoints(where / "checkpoints")
+  saved.save(3, jax.tree_util.tree_map_with_path(drawn, shapes), {})
+  saved.score(3, 0.5)
+  saved.close()
+  return where
+
+
 @pytest.fixture
 def disk(tmp_path):
   """Mounts a small file system, and mounts it again with other options."""

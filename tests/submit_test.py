@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 import sklearn.metrics
 from annotations_judge import FORMATS, SUBMISSIONS
-from conftest import debug_config, launch
+from conftest import debug_config, launch, save_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from metrics_test import ccc
 
 import affjax
-from affjax import annotations, calibrate, checkpoints, labels, predict, procedures, score, submit
+from affjax import annotations, calibrate, labels, predict, score, submit
 
 # Video -> its frames and those of them with a crop. Sorted as files "a-b" comes before "a", sorted
 # as images too, but "a.b" does not.
@@ -56,24 +56,6 @@ def crops(tmp_path_factory):
   for name in [*CROPS, "a/00012.jpg", "unlisted/00001.jpg"]:
     draw(folder / name, rng)
   return folder
-
-
-def save_run(where, config, seed=0):
-  """A run whose model says something else of every image: its weights are drawn, not learnt."""
-  rng = np.random.default_rng(seed)
-
-  def drawn(path, leaf):
-    one = "scale" in jax.tree_util.keystr(path)  # of a normalisation
-    return (one + 0.1 * rng.normal(size=leaf.shape)).astype(leaf.dtype)
-
-  shapes = jax.eval_shape(procedures.from_config(config).init)
-  where.mkdir()
-  (where / "config.json").write_text(json.dumps(config))
-  saved = checkpoints.Checkpoints(where / "checkpoints")
-  saved.save(3, jax.tree_util.tree_map_with_path(drawn, shapes), {})
-  saved.score(3, 0.5)
-  saved.close()
-  return where
 
 
 @pytest.fixture(scope="module")
@@ -568,8 +550,8 @@ class Counting:
 
 def test_a_model_of_time_is_given_each_video_in_order_with_the_numbers_of_its_frames(crops):
   images = random.Random(0).sample(every_frame(), len(every_frame()))
-  frames = submit.find(images, crops)
-  found = submit.run_model(Counting(), frames, crops, ["va"])["va"]
+  frames = submit.find(images, [crops])
+  found = submit.run_model(Counting(), frames, ["va"])["va"]
   said = {frames.names[i]: found[i].tolist() for i in np.flatnonzero(frames.present)}
   assert said == {
     f"{video}/{k:05d}.jpg": [k, k - before]
@@ -586,9 +568,9 @@ def test_a_model_of_time_is_given_each_video_in_order_with_the_numbers_of_its_fr
 def test_a_model_whose_outputs_are_no_numbers_is_refused(run, crops):
   broken = copy.copy(OPENED(str(run), "best"))
   broken._params = jax.tree.map(lambda x: x * np.nan, broken._params)
-  frames = submit.find(CROPS, crops)
+  frames = submit.find(CROPS, [crops])
   with pytest.raises(ValueError, match="46-30-484x360_left: the model's va of an image here"):
-    submit.run_model(broken, frames, crops, ["va"])
+    submit.run_model(broken, frames, ["va"])
 
 
 @pytest.mark.parametrize(
@@ -779,3 +761,23 @@ def test_what_a_model_lacks_is_named(known, task, edition, lacks):
     return
   with pytest.raises(ValueError, match=f"^runs/x: its model lacks {lacks}, which a {form.name}"):
     submit.check_names(known, form, "runs/x")
+
+
+def test_crops_are_found_in_several_folders_and_what_differs_between_them_is_refused(
+  crops, tmp_path
+):
+  parts = [tmp_path / "cropped_aligned", tmp_path / "cropped_aligned_new_50_vids"]
+  for name in CROPS:
+    place = parts[name.startswith("a/")] / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(crops / name, place)
+  shutil.copytree(parts[1] / "a", parts[0] / "a")
+  frames = submit.find(every_frame(), parts)
+  assert [
+    name for name, there in zip(frames.names, frames.present, strict=True) if there
+  ] == sorted(CROPS)
+  for name, path, there in zip(frames.names, frames.paths, frames.present, strict=True):
+    assert not there or Path(path).read_bytes() == (crops / name).read_bytes()
+  shutil.copy(crops / "a-b" / "00001.jpg", parts[0] / "a" / "00003.jpg")
+  with pytest.raises(ValueError, match=r"a/00003\.jpg and .*a/00003\.jpg differ: leave one"):
+    submit.find(every_frame(), parts)

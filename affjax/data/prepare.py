@@ -210,7 +210,8 @@ def table(
       f"{split}: {lost['count']} rows left out, their image is missing:"
       f" {', '.join(lost['examples'])}{more}"
     )
-  text += described.get("report", ())
+  if further := described.get("report"):
+    text += ["", *further]
   if differ:
     some = ", ".join(f"{split} {name}" for split, (_, name) in differ[:6])
     more = ", ..." if len(differ) > 6 else ""
