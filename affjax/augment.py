@@ -1,7 +1,7 @@
 """Images to network input, inside the jitted step: pure functions of (images, keys).
 
 uint8 comes in and float32 in [-1, 1] goes out; 0 is mid grey and fills what a shift or an erased
-rectangle leaves empty.
+rectangle leaves empty. What comes in as floats is features, no pixels, and goes out as it is.
 """
 
 from collections.abc import Mapping
@@ -20,16 +20,23 @@ def preprocess(images: jax.Array, size: int) -> jax.Array:
   """What evaluation and prediction do: normalise, and resize to the model's input.
 
   Args:
-    images: [batch, height, width, 3] uint8.
+    images: [batch, height, width, 3] uint8, of clips [batch, time, height, width, 3].
     size: the model's input size in pixels.
 
   Returns:
-    [batch, size, size, 3] float32 in [-1, 1].
+    [batch, size, size, 3] float32 in [-1, 1], of clips [batch, time, size, size, 3].
   """
+  if _features(images):
+    return images
   images = normalise(images)
-  if images.shape[1:3] != (size, size):
-    images = jax.image.resize(images, (images.shape[0], size, size, 3), "linear")
+  if images.shape[-3:-1] != (size, size):
+    images = jax.image.resize(images, (*images.shape[:-3], size, size, 3), "linear")
   return images
+
+
+def _features(images: jax.Array) -> bool:
+  """Whether these are vectors that an encoder gave for images."""
+  return jnp.issubdtype(images.dtype, jnp.floating)
 
 
 def row_keys(key: jax.Array, rows: int) -> jax.Array:
@@ -98,8 +105,11 @@ def augment(
 ) -> jax.Array:
   """Random views of a batch; every label used here survives a mirror.
 
+  A clip is seen through one view: all its frames are moved, coloured and erased alike.
+
   Args:
-    images: [batch, height, width, 3] uint8, the global batch.
+    images: [batch, height, width, 3] uint8, of clips [batch, time, height, width, 3]; the global
+      batch.
     key: of this step; row i draws from `fold_in(key, i)`.
     size: output size in pixels.
     flip_rate: probability of mirroring.
@@ -113,8 +123,10 @@ def augment(
     erase_area: its largest share of the image.
 
   Returns:
-    [batch, size, size, 3] float32 in [-1, 1].
+    [batch, size, size, 3] float32 in [-1, 1], of clips [batch, time, size, size, 3].
   """
+  if _features(images):
+    return images
 
   def one(image: jax.Array, key: jax.Array) -> jax.Array:
     keys = jax.random.split(key, 5)
@@ -126,7 +138,8 @@ def augment(
     image = jnp.where(jax.random.uniform(keys[3]) < grey_rate, grey, image)
     return _erase(image, keys[4], erase_rate, erase_area)
 
-  return jax.vmap(one)(images, row_keys(key, images.shape[0]))
+  rows = jax.vmap(one, (0, None)) if images.ndim == 5 else one
+  return jax.vmap(rows)(images, row_keys(key, images.shape[0]))
 
 
 def mixup(

@@ -76,6 +76,7 @@ def run(
   batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), batch)
   work = cost.flops(procedure.train_step, abstract, batch)
   size = config["batch_size"]
+  size *= batch["index"].shape[1] if batch["index"].ndim == 2 else 1
   print(f"step   {work / 1e9:.1f} GFLOP = {size} images x {work / size / 1e9:.3f}", flush=True)
   if not compiles:
     return None
@@ -117,7 +118,8 @@ def _open(config: Mapping[str, Any], data: experiment.Data) -> Any:
   evaluate.check_metric(config, data)
   for split in data.with_no_view((data.select, *data.report)):
     data.records(split).batch(np.arange(1))
-  first = data.records(data.train_split).batch(np.arange(1))
+    data.windows(split)
+  first = data.records(data.train_split).batch(experiment.order(config, data)[0][:1])
   size = config["batch_size"]
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), first)
 

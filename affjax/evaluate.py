@@ -24,7 +24,7 @@ from affjax import (
   sharding,
   workdir,
 )
-from affjax.data import pipeline, records
+from affjax.data import clips, pipeline, records
 from affjax.labels import TASKS, remap
 
 SCORES = "scores.json"
@@ -172,13 +172,16 @@ class Evaluator:
   """Scores one split, batch by batch, any number of times.
 
   Args:
-    predict: (params, model_state, images) -> outputs.
+    predict: (params, model_state, images) -> outputs; with clips (params, model_state, images,
+      present).
     data: the split.
     scoring: what is scored.
     mesh: devices.
-    batch_size: of the global batch; the last one is padded with masked rows, so every size gives
-      the same scores.
+    batch_size: of the global batch, images or clips; the last one is padded with masked rows, so
+      every size gives the same scores.
     name: shown while it runs.
+    windows: [windows, length] rows of the split: what is read are clips. Where they overlap, each
+      row is scored once, see `clips.scored`. None: images.
     threads: that read.
     keep: whether batches stay on the devices, so that the split is read once.
   """
@@ -192,6 +195,7 @@ class Evaluator:
     *,
     batch_size: int,
     name: str,
+    windows: np.ndarray | None = None,
     threads: int = 2,
     keep: bool = False,
   ) -> None:
@@ -200,25 +204,36 @@ class Evaluator:
     self._mesh = mesh
     self._batch_size = batch_size
     self._threads = threads
-    self._open(data, name, keep)
+    self._open(data, name, windows, keep)
     # Each device gives states of its own rows: scoring needs no collective.
     rows = sharding.split_batch(mesh).spec
     parts = jax.shard_map(
-      lambda *args: jax.tree.map(lambda x: x[None], scoring.states(*args)),
+      lambda outputs, batch: jax.tree.map(
+        lambda x: x[None], scoring.states(*_frames(outputs, batch))
+      ),
       mesh=mesh,
       in_specs=rows,
       out_specs=rows,
       check_vma=False,
     )
-    self._step = jax.jit(
-      lambda params, model_state, batch: parts(predict(params, model_state, batch["image"]), batch),
-      out_shardings=sharding.split_batch(mesh),
-    )
 
-  def _open(self, data: records.Records, name: str, keep: bool = False) -> None:
+    def step(params: Any, model_state: Any, batch: dict[str, Any]) -> Any:
+      present = () if windows is None else (batch["index"] >= 0,)
+      return parts(predict(params, model_state, batch["image"], *present), batch)
+
+    self._step = jax.jit(step, out_shardings=sharding.split_batch(mesh))
+
+  def _open(
+    self, data: records.Records, name: str, windows: np.ndarray | None, keep: bool = False
+  ) -> None:
     self.name = name
     self._keep, self._kept = keep, []
-    rows = pipeline.sequence(len(data), self._batch_size)
+    rows = pipeline.sequence(len(data) if windows is None else len(windows), self._batch_size)
+    self._scored = None
+    if windows is not None:
+      once = np.where(clips.scored(windows), windows, -1)
+      self._scored = pipeline.of_windows(rows, once)
+      rows = pipeline.of_windows(rows, windows)
     self._count = len(rows)
     self._batches: grain.IterDataset = pipeline.batches(
       data,
@@ -228,10 +243,10 @@ class Evaluator:
       threads=self._threads,
     )
 
-  def on(self, data: records.Records, name: str) -> "Evaluator":
+  def on(self, data: records.Records, name: str, windows: np.ndarray | None = None) -> "Evaluator":
     """The evaluator of another split of the same data set; what is compiled serves both."""
     other = copy.copy(self)
-    other._open(data, name)
+    other._open(data, name, windows)
     return other
 
   def __call__(
@@ -255,12 +270,29 @@ class Evaluator:
   def _read(self) -> Iterator[Any]:
     """Batches, copied to the devices while these work on the one before."""
     placed = self._batches.map(lambda batch: sharding.global_batch(batch, self._mesh))
-    read = []
-    for batch in grain.experimental.ThreadPrefetchIterDataset(placed, prefetch_buffer_size=2):
+    share = pipeline.Share(jax.process_index(), jax.process_count())
+    read: list[Any] = []
+    ahead = grain.experimental.ThreadPrefetchIterDataset(placed, prefetch_buffer_size=2)
+    for number, batch in enumerate(ahead):
+      if self._scored is not None:
+        own = share(self._scored[number]) >= 0
+        batch = batch | {"scored": sharding.global_batch(own, self._mesh)}
       if self._keep:
         read.append(batch)
       yield batch
     self._kept = read
+
+
+def _frames(outputs: Mapping[str, jax.Array], batch: Mapping[str, Any]) -> tuple[Any, Any]:
+  """Outputs, labels and masks of the frames of clips as those of images; images as they are."""
+  if "scored" not in batch:
+    return outputs, batch
+  flat = lambda x: x.reshape(-1, *x.shape[2:])
+  labels, scored = jax.tree.map(flat, (batch["labels"], batch["scored"]))
+  mask = {
+    name: flat(x) * scored.reshape(-1, *[1] * (x.ndim - 2)) for name, x in batch["mask"].items()
+  }
+  return jax.tree.map(flat, dict(outputs)), {"labels": labels, "mask": mask}
 
 
 def evaluator(
@@ -273,7 +305,8 @@ def evaluator(
   often: bool = False,
 ) -> Evaluator:
   """The evaluator of one split of a run's data; one that works often may keep it on the devices."""
-  opened = data.records(split)
+  opened, windows = data.records(split), data.windows(split)
+  rows = 0 if windows is None else windows.size
   return Evaluator(
     procedure.predict,
     opened,
@@ -281,8 +314,9 @@ def evaluator(
     mesh,
     batch_size=config["evaluate"]["batch_size"],
     name=split,
+    windows=windows,
     threads=config["data"]["threads"],
-    keep=often and resident.fits(experiment.wanted_placement(config), opened, mesh),
+    keep=often and resident.fits(experiment.wanted_placement(config), opened, mesh, rows),
   )
 
 
@@ -450,7 +484,7 @@ def score(
     probes = probe.scores(data, scoring, names)
   result: dict[str, Any] = {"step": step, "weights": weights, "data": data.build.name, **facts}
   for name in names:
-    evaluates = evaluates.on(data.records(name), name)
+    evaluates = evaluates.on(data.records(name), name, data.windows(name))
     scores, floors = evaluates(params, restored.model_state, progress=primary)
     columns = {"score": scores, "floor": floors, "ceiling": ceilings(data, name, scoring)}
     columns["probe"] = probes.get(name, {})

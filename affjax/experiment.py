@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,7 @@ from jax.sharding import Mesh
 
 from affjax import cost, optim, paths, procedures, resident, sharding, state
 from affjax.build import bind
-from affjax.data import features, packed, prepare, records, selection, views
+from affjax.data import clips, features, packed, pipeline, prepare, records, selection, views
 
 SAMPLING = ("uniform", "class_balanced")
 UNREADABLE = ("error", "skip")
@@ -32,6 +33,9 @@ class Data:
   Args:
     config: of the run.
     data_dir: where prepared data lives; None: TFDS's default place.
+
+  Attributes:
+    clips: how splits are cut into windows; false where they are read image by image.
   """
 
   def __init__(self, config: Mapping[str, Any], data_dir: str | None = None) -> None:
@@ -47,6 +51,7 @@ class Data:
     self._skipped: dict[str, records.Skipped] = {}
     self._view = data.get("view") or {}  # likewise
     views.View(**self._view)  # what it refuses is said before any data is made
+    self.clips = clips.Clips.of(config)
     self.labels = config["labels"]
     self.build = records.builder(data["name"], data["config"], data_dir)
     self.summary = prepare.prepare(self.build)
@@ -59,7 +64,12 @@ class Data:
     self._features = Path(folder).expanduser() if folder else None
     for split in (self.train_split, self.select, *self.report):
       if self._features:
-        self._vectors(selection.Selection.parse(split))
+        width = self._vectors(selection.Selection.parse(split)).width
+        if width != (expected := config["model"]["encoder"].get("width")):
+          raise ValueError(
+            f"config.data.features={folder}: vectors of {width} numbers,"
+            f" config.model.encoder.width={expected}: use {width}"
+          )
         continue
       for found in self._shards(selection.Selection.parse(split), self.image_size):
         if self._unreadable == "error":
@@ -98,6 +108,25 @@ class Data:
   def table(self, split: str) -> dict[str, np.ndarray]:
     """`key`, and where the data set has them `person`, `video`, `frame` of a split's rows."""
     return self._open(split).table
+
+  def windows(self, split: str) -> np.ndarray | None:
+    """[windows, length] rows of a split, see `affjax.data.clips`; None: images, one by one.
+
+    Raises:
+      ValueError: the data set does not say which frame of whom each row is.
+    """
+    if not self.clips:
+      return None
+    opened = self._open(split)
+    if opened.windows is None:
+      table, nobody = opened.table, np.zeros(len(opened.table["key"]), "S1")
+      no_frame = np.full(len(nobody), -1)
+      columns = [table.get("video", nobody), table.get("person", nobody)]
+      try:
+        opened.windows = self.clips.windows(*columns, table.get("frame", no_frame))
+      except ValueError as e:
+        raise ValueError(f"{self.build.name} {split}: {e}") from e
+    return opened.windows
 
   def _shards(self, chosen: selection.Selection, size: int) -> list[records.Shards]:
     """The files of each of the splits, of one kind."""
@@ -177,13 +206,14 @@ class Data:
     return "\n".join(lines)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class _Opened:
   """A split: its labels as they are seen, who its rows are of, and which rows of its files."""
 
   seen: records.Labels
   table: dict[str, np.ndarray]
   taken: np.ndarray | None
+  windows: np.ndarray | None = None  # once they are wanted
 
 
 def resolve_losses(config: Mapping[str, Any], data: Data | None) -> dict[str, Any]:
@@ -287,6 +317,14 @@ def placement(config: Mapping[str, Any], data: Data, mesh: Mesh) -> resident.Pla
   return resident.plan(wanted_placement(config), data.records(data.train_split), mesh)
 
 
+def order(config: Mapping[str, Any], data: Data) -> grain.MapDataset:
+  """Step -> rows of the training split in its global batch: [batch], of clips [batch, length]."""
+  windows = data.windows(data.train_split)
+  count = len(data.records(data.train_split)) if windows is None else len(windows)
+  numbers = pipeline.order(count, config["seed"], config["batch_size"], data.strata)
+  return numbers if windows is None else pipeline.of_windows(numbers, windows)
+
+
 def wanted_placement(config: Mapping[str, Any]) -> str:
   """`config.data.placement`, which the configs of earlier runs lack."""
   return config["data"].get("placement", "stream")
@@ -357,15 +395,29 @@ def _if_finite(
 
 def batch_shapes(config: Mapping[str, Any]) -> Any:
   """The shapes of a training batch, from the config alone: see `affjax.data.records`."""
-  pixels, rows = config["data"]["image_size"], config["batch_size"]
+  cut = clips.Clips.of(config)
+  rows = (config["batch_size"], *[cut.length] * bool(cut))
   sizes = {task: len(names) for task, names in config["labels"].items()}
-  number = lambda *shape: jax.ShapeDtypeStruct((rows, *shape), np.float32)
+  number = lambda *shape: jax.ShapeDtypeStruct((*rows, *shape), np.float32)
   return {
-    "image": jax.ShapeDtypeStruct((rows, pixels, pixels, 3), np.uint8),
+    "image": _image_shapes(config, *rows),
     "labels": {task: number(size) for task, size in sizes.items()},
     "mask": {t: number() if t == "expression" else number(size) for t, size in sizes.items()},
-    "index": jax.ShapeDtypeStruct((rows,), np.int32),
+    "index": jax.ShapeDtypeStruct(rows, np.int32),
   }
+
+
+def _image_shapes(config: Mapping[str, Any], *rows: int) -> jax.ShapeDtypeStruct:
+  """The shape of images, or of what the config has in place of them."""
+  if _takes_vectors(config):
+    return jax.ShapeDtypeStruct((*rows, config["model"]["encoder"]["width"]), np.float32)
+  pixels = config["data"]["image_size"]
+  return jax.ShapeDtypeStruct((*rows, pixels, pixels, 3), np.uint8)
+
+
+def _takes_vectors(config: Mapping[str, Any]) -> bool:
+  """Whether the model takes vectors in place of images."""
+  return config["model"].get("encoder", {}).get("name") == "features.Precomputed"
 
 
 def step_flops(config: Mapping[str, Any]) -> float:
@@ -385,18 +437,24 @@ def step_flops(config: Mapping[str, Any]) -> float:
 def describe(config: Mapping[str, Any], data: Data | None, procedure: Any, mesh: Mesh) -> str:
   """What the run is: devices, data (where there are), parameters, work per image."""
   abstract = jax.eval_shape(procedure.init)
-  size = config["data"]["image_size"]
-  image = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
-  flops = cost.flops(procedure.predict, abstract.params, abstract.model_state, image)
+  cut = clips.Clips.of(config)
+  inputs = [_image_shapes(config, 1)]
+  if cut:  # a clip, of which an image is a part
+    inputs = [_image_shapes(config, 1, cut.length), jax.ShapeDtypeStruct((1, cut.length), bool)]
+  flops = cost.flops(procedure.predict, abstract.params, abstract.model_state, *inputs)
+  flops /= cut.length or 1
   parameters = state.count(abstract.params["model"])
   devices = list(mesh.devices.flat)
   processes = len({device.process_index for device in devices})
   axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
   rules = config["mesh"].get("rules", "replicated")
   steps, batch_size = config["steps"], config["batch_size"]
+  what = f"clips of {cut.length} frames" if cut else "images"
   extras = []
   if data:
-    extras += [f"= {steps * batch_size / len(data.records(data.train_split)):.1f} epochs"]
+    windows = data.windows(data.train_split)
+    seen = data.records(data.train_split) if windows is None else windows
+    extras += [f"= {steps * batch_size / len(seen):.1f} epochs"]
   parts = config.get("accumulate", 1)
   extras += [f"in {parts} micro-batches"] * (parts > 1)
   extras += ["classes in equal shares"] * (config["data"].get("sampling") == "class_balanced")
@@ -408,7 +466,7 @@ def describe(config: Mapping[str, Any], data: Data | None, procedure: Any, mesh:
       f"model  {parameters / 1e6:.2f} M parameters, {flops / 1e9:.3f} GFLOP per image (forward),"
       f" {config['image_size']} px, {procedures.activation_dtype(config['dtype'])} activations",
       *_describe_losses(config),
-      f"train  {steps} steps of {batch_size} images {', '.join(extras)}".rstrip(),
+      f"train  {steps} steps of {batch_size} {what} {', '.join(extras)}".rstrip(),
       *(f"learns {line}" for line in optim.describe(abstract.params, config)),
     ]
   )
@@ -440,6 +498,7 @@ def open_training(
   data = Data(config, data_dir)
   if data.sampling == "class_balanced":
     data.require("expression", "config.data.sampling='class_balanced'")
+  data.windows(data.train_split)  # what it refuses is said before anything is compiled
   resolved = resolve_losses(config, data)
   return resolved, data, procedures.from_config(resolved), mesh
 
@@ -448,8 +507,9 @@ def check_config(config: Mapping[str, Any], devices: Sequence[jax.Device] | None
   """What can be refused before any data is made; returns the mesh.
 
   Raises:
-    ValueError: mesh, rules, batch sizes or the procedure do not fit.
+    ValueError: mesh, rules, batch sizes, clips or the procedure do not fit.
   """
+  _check_inputs(config)
   mesh, rules = open_mesh(config, devices)
   parts, batch_size = config.get("accumulate", 1), config["batch_size"]
   if parts < 1 or batch_size % parts:
@@ -461,3 +521,27 @@ def check_config(config: Mapping[str, Any], devices: Sequence[jax.Device] | None
   if config["mesh"].get("rules") not in (None, *sharding.RULES):  # those fit any parameters
     abstract_state(procedure, mesh, rules)
   return mesh
+
+
+def _check_inputs(config: Mapping[str, Any]) -> None:
+  """Raises ValueError unless the model is one of what the data gives: images, vectors, clips."""
+  cut = clips.Clips.of(config)
+  if _takes_vectors(config) != bool(config["data"].get("features")):
+    raise ValueError(
+      f"config.data.features={config['data'].get('features')!r} with config.model.encoder.name="
+      f"{config['model'].get('encoder', {}).get('name')!r}: features.Precomputed is for features,"
+      " and they are for it"
+    )
+  over_time = (config["model"].get("temporal") or {}).get("name", "temporal.FrameWise")
+  if over_time != "temporal.FrameWise" and not cut:
+    raise ValueError(
+      f"config.model.temporal needs clips for {over_time}: set config.data.clips.length, their"
+      " number of frames"
+    )
+  if cut and config["procedure"].get("mixup_alpha"):
+    raise ValueError("config.procedure.mixup_alpha mixes images: use 0 with config.data.clips")
+  if cut and config["data"].get("sampling", "uniform") != "uniform":
+    raise ValueError(
+      f"config.data.sampling={config['data']['sampling']!r} is of images: use 'uniform' with"
+      " config.data.clips"
+    )

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 
 from affjax import experiment
-from affjax.data import pipeline
 from affjax.state import TrainState
 
 CHOICES = ("stop", "skip")
@@ -62,18 +61,18 @@ def explain(
     state: from before that update; None: all rows are named.
   """
   wrong = [f"{name} {value}" for name, value in values.items() if not math.isfinite(value)]
-  split = data.records(data.train_split)
-  order = pipeline.order(len(split), config["seed"], config["batch_size"], data.strata)
-  rows = np.asarray(order[step - 1])
-  some, why = rows, "it had"
+  rows = np.asarray(experiment.order(config, data)[step - 1])
+  some, why = rows.reshape(-1), "it had"
   if state is not None:
-    batch = split.batch(rows)
-    outputs = jax.jit(procedure.predict)(state.params, state.model_state, batch["image"])
+    batch = data.records(data.train_split).batch(rows)
+    present = (batch["index"] >= 0,) if rows.ndim == 2 else ()
+    outputs = jax.jit(procedure.predict)(state.params, state.model_state, batch["image"], *present)
     for what, tree in (("labels", batch["labels"]), ("outputs", outputs)):
-      fine = [np.isfinite(x).reshape(len(rows), -1).all(1) for x in jax.tree.leaves(tree)]
+      fine = [np.isfinite(x).reshape(rows.size, -1).all(1) for x in jax.tree.leaves(tree)]
       if not (whole := np.logical_and.reduce(fine)).all():
-        some, why = rows[~whole], f"of its {len(rows)} rows these have {what} that are not finite:"
+        some, why = some[~whole], f"of its {rows.size} rows these have {what} that are not finite:"
         break
+  some = [row for row in dict.fromkeys(some.tolist()) if row >= 0]  # clips overlap and have gaps
   keys = data.table(data.train_split)["key"]
   named = ", ".join(f"{row} ({keys[row].decode()})" for row in some[:ROWS])
   more = f" and {len(some) - ROWS} more" if len(some) > ROWS else ""

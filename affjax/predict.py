@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from affjax import checkpoints, experiment, procedures, sharding, workdir
+from affjax.data import clips
 from affjax.data.records import fit, read_image
 
 BUCKET = 64  # images a call; the last is padded, so nothing is compiled twice
@@ -93,7 +94,7 @@ class Predictor:
     """
     where = Path(where)
     self.config = workdir.read_config(where)
-    procedure = _open(self.config, where / workdir.CONFIG)
+    procedure = open_procedure(self.config, where / workdir.CONFIG)
     self._labels = self.config["labels"]
     self._image_size = self.config["data"]["image_size"]
     root = where / workdir.CHECKPOINTS
@@ -113,34 +114,81 @@ class Predictor:
     """The model's raw outputs: task -> [images, size]; `va` values, the others logits."""
     return self._in_buckets(self._predict, images)
 
-  def sequence(
-    self, images: np.ndarray | Sequence[np.ndarray | str | Path], frames: Sequence[int]
-  ) -> dict[str, np.ndarray]:
-    """The raw outputs, as `outputs` gives them, for images of one video.
+  def features(self, images: np.ndarray | Sequence[np.ndarray | str | Path]) -> np.ndarray:
+    """[images, width] float32: what the outputs are read from, see `affect.AffectModel.features`.
 
     Args:
       images: as for `predict`.
-      frames: [images] their frame numbers, increasing.
+    """
+    return self._in_buckets(self._vectors, images)["features"]
+
+  @functools.cached_property
+  def _vectors(self) -> Callable[..., dict[str, jax.Array]]:
+    return jax.jit(self._procedure.features)
+
+  def sequence(
+    self, images: np.ndarray | Sequence[np.ndarray | str | Path], frames: Sequence[int]
+  ) -> dict[str, np.ndarray]:
+    """The raw outputs, as `outputs` gives them, for images of one person in one video.
+
+    A temporal model sees windows of the run's length, cut as its splits were; of a frame that is in
+    several of them the outputs are averaged.
+
+    Args:
+      images: as for `predict`; of paths only those of a few windows are in memory at a time.
+      frames: [images] their frame numbers, from 0 on, in any order.
     """
     if len(frames) != len(images):
       raise ValueError(f"{len(images)} images with {len(frames)} frame numbers")
-    return self.outputs(images)
+    cut = dataclasses.replace(clips.Clips.of(self.config), shuffle="none")
+    if not cut or not self.config["model"].get("temporal"):
+      return self.outputs(images)
+    someone = np.full(len(frames), "-")
+    rows = cut.windows(someone, someone, np.asarray(frames))
+    if not len(rows):
+      raise ValueError("no images given")
+    size, parts = max(BUCKET // cut.length, 1), []
+    for start in range(0, len(rows), size):
+      some = np.full((size, cut.length), -1)
+      some[: len(rows) - start] = rows[start : start + size]
+      seen = self._windows(images, some)
+      parts.append(jax.device_get(self._predict(self._params, self._model_state, seen, some >= 0)))
+    whole = jax.tree.map(lambda *x: np.concatenate(x)[: len(rows)], *parts)
+    return {name: clips.stitch(x, rows, len(images)) for name, x in whole.items()}
+
+  def _windows(
+    self, images: np.ndarray | Sequence[np.ndarray | str | Path], rows: np.ndarray
+  ) -> np.ndarray:
+    """[windows, length, ...] of the images, each read once; zeros where the row is -1."""
+    known, where = np.unique(rows[rows >= 0], return_inverse=True)
+    read = self._read([images[row] for row in known])
+    seen = np.zeros((*rows.shape, *read.shape[1:]), read.dtype)
+    seen[rows >= 0] = read[where]
+    return seen
+
+  def _read(self, images: np.ndarray | Sequence[np.ndarray | str | Path]) -> np.ndarray:
+    """[images, height, width, 3] uint8 of the run's size; vectors as they are."""
+    shape = self._procedure.input_shape
+    if len(shape) == 1:
+      if any(np.shape(vector) != shape for vector in images):
+        raise ValueError(f"the run takes features of {shape[0]} numbers, and no images")
+      return np.asarray(images, np.float32)
+    size = (self._image_size, self._image_size)
+    return np.stack([fit(read_image(i) if isinstance(i, str | Path) else i, size) for i in images])
 
   def _in_buckets(
     self, function: Callable[..., Any], images: np.ndarray | Sequence[np.ndarray | str | Path]
   ) -> Any:
     """What a jitted function of images gives for all of them: a tree of [images, ...]."""
-    size = (self._image_size, self._image_size)
-    pixels = [fit(read_image(i) if isinstance(i, str | Path) else i, size) for i in images]
-    if not pixels:
+    if not len(images):
       raise ValueError("no images given")
     parts = []
-    for start in range(0, len(pixels), BUCKET):
-      chunk = np.stack(pixels[start : start + BUCKET])
-      padded = np.zeros((BUCKET, *chunk.shape[1:]), np.uint8)
+    for start in range(0, len(images), BUCKET):
+      chunk = self._read(images[start : start + BUCKET])
+      padded = np.zeros((BUCKET, *chunk.shape[1:]), chunk.dtype)
       padded[: len(chunk)] = chunk
       parts.append(jax.device_get(function(self._params, self._model_state, padded)))
-    return jax.tree.map(lambda *x: np.concatenate(x)[: len(pixels)], *parts)
+    return jax.tree.map(lambda *x: np.concatenate(x)[: len(images)], *parts)
 
   def attention(self, images: np.ndarray | Sequence[np.ndarray | str | Path]) -> Attention:
     """Where the task tokens look.
@@ -199,10 +247,11 @@ class Predictor:
     )
 
 
-def _open(config: Mapping[str, Any], path: Path) -> Any:
-  """The procedure of a config that may be anybody's."""
+def open_procedure(config: Mapping[str, Any], path: Path) -> Any:
+  """The procedure of a config that may be anybody's; ValueError names its file and the fault."""
   try:
     _check(config)
+    clips.Clips.of(config)
     return procedures.from_config(config)
   except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as e:
     # The last four come from deep inside, where a config of affjax's has something else.

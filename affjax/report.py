@@ -91,17 +91,25 @@ def save_batch(
 
   Args:
     path: of the file.
-    images: [batch, height, width, 3] float32 in [-1, 1].
-    labels: task -> [batch, ...].
-    mask: task -> [batch, ...].
+    images: [batch, height, width, 3] float32 in [-1, 1]; of clips [batch, time, height, width, 3],
+      of which each line is one: frames from its first to its last.
+    labels: task -> [batch, ...], of clips [batch, time, ...].
+    mask: task -> likewise.
     names: task -> names of its labels.
     limit: images shown at most.
   """
+  columns = 8
+  if images.ndim == 5:
+    columns = min(columns, images.shape[1])
+    shown = np.linspace(0, images.shape[1] - 1, columns).round().astype(int)
+    frames = lambda x: np.asarray(x)[:limit, shown].reshape(-1, *np.shape(x)[2:])
+    labels, mask = ({task: frames(tree[task]) for task in names} for tree in (labels, mask))
+    images = frames(images)
   count = min(limit, len(images))
   row = lambda tree, i: {task: np.asarray(tree[task])[i] for task in names}
   captions = [caption(row(labels, i), row(mask, i), names) for i in range(count)]
   pixels = np.clip((np.asarray(images[:count]) + 1) * 127.5, 0, 255).astype(np.uint8)
-  cv2.imwrite(str(path), sheet(pixels, captions)[..., ::-1])
+  cv2.imwrite(str(path), sheet(pixels, captions, columns)[..., ::-1])
 
 
 def save_weights(path: Path, log: Path) -> None:

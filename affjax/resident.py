@@ -49,7 +49,7 @@ class Plan:
     return f"training images are {place[self.where]} ({self.size / 1e6:,.0f} MB)"
 
 
-def plan(placement: str, records: Records, mesh: Mesh) -> Plan:
+def plan(placement: str, records: Records, mesh: Mesh, rows: int = 0) -> Plan:
   """Where a split is to live.
 
   Args:
@@ -57,6 +57,7 @@ def plan(placement: str, records: Records, mesh: Mesh) -> Plan:
       whole on each; "auto": that if it takes at most `SHARE` of what is free, else streamed.
     records: the split.
     mesh: the devices.
+    rows: how many are to be there; 0: those of the split, each once.
 
   Raises:
     ValueError: no such placement, or the devices together are too small.
@@ -64,7 +65,7 @@ def plan(placement: str, records: Records, mesh: Mesh) -> Plan:
   if placement not in PLACEMENTS:
     raise ValueError(f"config.data.placement={placement!r}: use one of {', '.join(PLACEMENTS)}")
   one = jax.tree.leaves(records.batch(np.array([-1])))
-  size = len(records) * sum(x.nbytes for x in one)
+  size = (rows or len(records)) * sum(x.nbytes for x in one)
   free = _free(mesh)
   if placement == "stream" or (placement == "auto" and free is None):
     return Plan("stream", size, free)
@@ -81,9 +82,9 @@ def plan(placement: str, records: Records, mesh: Mesh) -> Plan:
   )
 
 
-def fits(placement: str, records: Records, mesh: Mesh) -> bool:
-  """Whether a split beside the one that is trained on may stay on the devices, too."""
-  return placement != "stream" and plan("auto", records, mesh).where != "stream"
+def fits(placement: str, records: Records, mesh: Mesh, rows: int = 0) -> bool:
+  """Whether a split beside the one that is trained on may stay on the devices, too; see `plan`."""
+  return placement != "stream" and plan("auto", records, mesh, rows).where != "stream"
 
 
 def _free(mesh: Mesh) -> int | None:
@@ -128,14 +129,15 @@ class Resident:
     progress: whether to show a bar.
 
   Attributes:
-    arrays: the split as one batch of all its rows, on the devices; spread, padded at the end.
+    arrays: the split as one batch of all its rows and at least one of padding, on the devices.
   """
 
   def __init__(
     self, records: Records, mesh: Mesh, *, spread: bool, threads: int = 2, progress: bool = False
   ) -> None:
-    self._mesh, self._spread = mesh, spread
-    rows = -(-len(records) // mesh.size) * mesh.size if spread else len(records)
+    self._mesh, self._spread, self._padding = mesh, spread, len(records)
+    rows = len(records) + 1
+    rows = -(-rows // mesh.size) * mesh.size if spread else rows
     where = NamedSharding(mesh, PartitionSpec(sharding.AXES) if spread else PartitionSpec())
     own = where.addressable_devices_indices_map((rows,)).values()
     parts = sorted({index[0].indices(rows)[:2] for index in own})
@@ -164,7 +166,7 @@ class Resident:
 
     Args:
       arrays: `self.arrays`, as an argument: what is closed over would be compiled in.
-      rows: [batch] int32, split over the devices.
+      rows: [batch] int32, of clips [batch, time], split over the devices; see `rows`.
     """
     split = PartitionSpec(sharding.AXES)
     held = split if self._spread else PartitionSpec()
@@ -187,15 +189,25 @@ class Resident:
 
     def one(x: jax.Array) -> jax.Array:
       found = x[jnp.where(here, rows, 0)]
-      mine = jnp.where(here.reshape(-1, *[1] * (x.ndim - 1)), found, jnp.zeros((), x.dtype))
+      mine = jnp.where(
+        here.reshape(*here.shape, *[1] * (x.ndim - 1)), found, jnp.zeros((), x.dtype)
+      )
       return jax.lax.psum_scatter(mine, sharding.AXES, scatter_dimension=0, tiled=True)
 
     return jax.tree.map(one, arrays)
 
   def rows(self, order: grain.MapDataset) -> Iterator[jax.Array]:
-    """Rows of the global batches of `order`, copied to the devices ahead of the step."""
+    """Rows of the global batches of `order`, copied to the devices ahead of the step.
+
+    A gap of a clip is the row of padding.
+    """
     share = pipeline.Share(jax.process_index(), jax.process_count())
-    local = order.map(lambda rows: share(rows).astype(np.int32)).to_iter_dataset(
+
+    def own(rows: np.ndarray) -> np.ndarray:
+      rows = share(rows)
+      return np.where(rows < 0, self._padding, rows).astype(np.int32)
+
+    local = order.map(own).to_iter_dataset(
       grain.ReadOptions(num_threads=1, prefetch_buffer_size=16)
     )
     placed = local.map(lambda rows: sharding.global_batch(rows, self._mesh))

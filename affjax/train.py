@@ -90,13 +90,11 @@ def training_batches(
 
   Of a split that the devices hold, they are the numbers of its rows.
   """
-  split = data.records(data.train_split)
-  rows = pipeline.order(len(split), config["seed"], config["batch_size"], data.strata)
-  rows = rows[start : config["steps"]]
+  rows = experiment.order(config, data)[start : config["steps"]]
   if held:
     return held.rows(rows)
   local = pipeline.batches(
-    split,
+    data.records(data.train_split),
     rows,
     process=jax.process_index(),
     processes=jax.process_count(),
@@ -209,7 +207,7 @@ def _loop(
     steps=config["steps"],
     start=start,
     scored=scored,
-    batch_size=config["batch_size"],
+    batch_size=config["batch_size"] * (data.clips.length or 1),
     primary=primary,
     flops=experiment.step_flops(config) if primary else 0.0,
     peak=peak,
@@ -350,7 +348,9 @@ def _look(
 
 
 def _picture(path: Path, procedure: Any, batch: Any, data: experiment.Data, whole: Any) -> None:
-  """Draws what the network sees first."""
+  """Draws what the network sees first, unless that is features of images."""
+  if batch["image"].dtype != np.uint8:
+    return
   images, labels, mask = jax.jit(procedure.view, out_shardings=whole)(batch, np.int32(0))
   if jax.process_index() == 0:
     report.save_batch(path, np.asarray(images), labels, mask, data.labels)

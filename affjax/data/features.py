@@ -32,7 +32,7 @@ def described(folder: Path) -> dict[str, Any]:
   if not isinstance(data, Mapping) or not isinstance(found.get("splits"), Mapping):
     raise ValueError(f"{path}: no data set or no splits in it: extract the features again")
   if not isinstance(width, int) or width < 1:
-    raise ValueError(f"{path}: it was extracted with --nofeatures: there are outputs alone")
+    raise ValueError(f"{path}: it was extracted with --outputs_only: there are outputs alone")
   return found
 
 

@@ -3,7 +3,8 @@
 The order is a pure function of (seed, step): the rows are shuffled globally and anew each epoch
 (or within each class, where classes are drawn evenly), cut into global batches, and process p takes
 its contiguous part of each. So resuming is `dataset[step:]`, and neither the worker count nor the
-number of processes changes which sample is seen when.
+number of processes changes which sample is seen when. Of clips it is windows that are shuffled and
+cut into batches.
 """
 
 import multiprocessing
@@ -31,7 +32,7 @@ class Share:
     self._processes = processes
 
   def __call__(self, rows: np.ndarray) -> np.ndarray:
-    """rows: [global batch] -> [global batch / processes]."""
+    """rows: [global batch, ...] -> [global batch / processes, ...]."""
     return np.split(np.asarray(rows), self._processes)[self._process]
 
 
@@ -102,6 +103,26 @@ def sequence(length: int, batch_size: int) -> grain.MapDataset:
   return grain.MapDataset.source(padded)
 
 
+def of_windows(numbers: grain.MapDataset, windows: np.ndarray) -> grain.MapDataset:
+  """Position -> rows of a global batch of clips, [batch, length] int64.
+
+  Args:
+    numbers: position -> numbers of windows, from `order` or `sequence`; -1 is padding.
+    windows: [windows, length] rows of a split, -1 for gaps: see `affjax.data.clips`.
+  """
+  return numbers.map(_Windows(windows))
+
+
+class _Windows:
+  """Numbers of windows -> their rows."""
+
+  def __init__(self, windows: np.ndarray) -> None:
+    self._rows = np.pad(windows, ((0, 1), (0, 0)), constant_values=-1)  # the last one is of -1
+
+  def __call__(self, numbers: np.ndarray) -> np.ndarray:
+    return self._rows[numbers]
+
+
 def _begin_work(worker: int, workers: int) -> None:
   """What a worker does first; it decodes on the CPU and belongs to the process that started it."""
   # Should anything in it touch jax, it must not take a device.
@@ -129,7 +150,7 @@ def batches(
   workers: int = 0,
   threads: int = 2,
 ) -> grain.IterDataset:
-  """Reads the batches of `rows` (from `order` or `sequence`, possibly sliced).
+  """Reads the batches of `rows` (from `order`, `sequence` or `of_windows`, possibly sliced).
 
   Args:
     records: the split.

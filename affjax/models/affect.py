@@ -1,4 +1,7 @@
-"""The model that every config describes: an encoder of images and a decoder of affect."""
+"""The model that every config describes: an encoder of images and a decoder of affect.
+
+Between them may be a temporal model, which lets the frames of a clip know of each other.
+"""
 
 import inspect
 from collections.abc import Mapping
@@ -14,7 +17,7 @@ _PACKAGE = "affjax.models"
 
 
 class AffectModel(nnx.Module):
-  """Encoder -> decoder, both built from their sections of a config.
+  """Encoder (-> temporal model) -> decoder, built from their sections of a config.
 
   An encoder takes `image_size`, `dtype` and `rngs` besides what its section says, maps images to
   tokens [batch, length, width], and has the attributes `width` and `num_tokens`. A decoder takes
@@ -24,6 +27,14 @@ class AffectModel(nnx.Module):
   A decoder whose attribute `num_extra` is above 0 has tokens that go through the encoder: what its
   `extra(batch)` gives is the argument `extra` of the encoder, which returns them behind its own,
   and the decoder's `cut` takes its part of the encoder's attention maps.
+
+  A temporal model takes `input_width`, `dtype` and `rngs`, maps the means of the frames' tokens
+  [batch, time, input_width] to one token each, and has the attribute `width`; it is called with
+  which frames are present, `train` and `rngs`: see `affjax.models.temporal`. The means are
+  standardised before, as are the tokens of an encoder whose attribute `raw` is true.
+
+  Attributes:
+    input_shape: of an image, without the batch: [height, width, 3], or what the encoder says.
   """
 
   def __init__(
@@ -33,6 +44,7 @@ class AffectModel(nnx.Module):
     decoder: Mapping[str, Any],
     outputs: Mapping[str, int],
     image_size: int,
+    temporal: Mapping[str, Any] | None = None,
     dtype: str | jnp.dtype = "float32",
     rngs: nnx.Rngs,
   ) -> None:
@@ -43,6 +55,7 @@ class AffectModel(nnx.Module):
       decoder: the same, such as "decoders.TaskTokens".
       outputs: task -> size of its output, such as {"va": 2, "expression": 8, "au": 12}.
       image_size: height and width of the images in pixels.
+      temporal: as the others, such as "temporal.GRU"; None: each frame is alone.
       dtype: dtype of the activations, such as "bfloat16"; parameters and outputs are float32.
       rngs: source of the parameters' keys.
 
@@ -51,10 +64,24 @@ class AffectModel(nnx.Module):
     """
     common = dict(dtype=jnp.dtype(dtype), rngs=rngs)
     self.encoder = build(encoder, _PACKAGE, image_size=image_size, **common)
-    sizes = dict(
-      outputs=dict(outputs), input_width=self.encoder.width, input_length=self.encoder.num_tokens
-    )
+    self.input_shape = getattr(self.encoder, "input_shape", (image_size, image_size, 3))
+    width, length = self.encoder.width, self.encoder.num_tokens
+    # Of what an encoder gives most is the same for every face, and what differs is small beside it:
+    # over a frozen one, learning would begin by finding that out.
+    one_a_frame = temporal or getattr(self.encoder, "raw", False)
+    options = dict(momentum=0.9, use_bias=False, use_scale=False, rngs=rngs)
+    self.standardise = nnx.BatchNorm(width, **options) if one_a_frame else None
+    over_time = dict(input_width=width, **common)
+    self.temporal = build(temporal, _PACKAGE, **over_time) if temporal else None
+    if temporal:
+      width, length = self.temporal.width, 1
+    sizes = dict(outputs=dict(outputs), input_width=width, input_length=length)
     self.decoder = build(decoder, _PACKAGE, **sizes, **common)
+    if self.decoder.num_extra and temporal:
+      raise ValueError(
+        f"position 'encoder' of the tokens of {decoder['name']}: {temporal['name']} comes before"
+        " the decoder; use config.model.decoder.position=decoder, or decoders.Linear"
+      )
     takes = inspect.signature(type(self.encoder).__call__).parameters
     if self.decoder.num_extra and "extra" not in takes:
       raise ValueError(
@@ -65,6 +92,7 @@ class AffectModel(nnx.Module):
   def __call__(
     self,
     images: jax.Array,
+    present: jax.Array | None = None,
     *,
     train: bool = False,
     rngs: nnx.Rngs | None = None,
@@ -73,23 +101,83 @@ class AffectModel(nnx.Module):
     """Predicts every task.
 
     Args:
-      images: [batch, image_size, image_size, 3] floats in [-1, 1].
+      images: [batch, image_size, image_size, 3] floats in [-1, 1], of clips [batch, time, ...].
+      present: of clips, [batch, time] bool: which frames there are. None: images, to a temporal
+        model clips of one frame.
       train: whether dropout and drop path are on.
       rngs: holds a "dropout" stream while training with a rate above 0.
       attention: whether to give the attention maps too.
 
     Returns:
-      Task -> [batch, size] float32: "va" in (-1, 1) unless its activation says otherwise, logits
-      for the others; and what else the decoder gives, such as "va/log_variance". With `attention`
-      also {"encoder": maps, "decoder": maps}, as they give them; the decoder's of tokens that the
-      encoder carried are cut out of the encoder's.
+      Task -> [batch, size], of clips [batch, time, size], float32: "va" in (-1, 1) unless its
+      activation says otherwise, logits for the others; and what else the decoder gives, such as
+      "va/log_variance". With `attention` also {"encoder": maps, "decoder": maps}, as they give
+      them, of all frames as one batch; the decoder's of tokens that the encoder carried are cut out
+      of the encoder's.
     """
     options = dict(train=train, rngs=rngs, attention=attention)
-    carries = self.decoder.num_extra > 0
-    extra = {"extra": self.decoder.extra(len(images))} if carries else {}
+    tokens, encoder_maps = self._encode(images, present, **options)
+    outputs = self.decoder(tokens, **options)
+    outputs, decoder_maps = outputs if attention else (outputs, None)
+    outputs = _of_clips(outputs, present)
     if not attention:
-      return self.decoder(self.encoder(images, **extra, **options), **options)
-    tokens, encoder_maps = self.encoder(images, **extra, **options)
-    outputs, decoder_maps = self.decoder(tokens, **options)
-    decoder_maps = self.decoder.cut(encoder_maps) if carries else decoder_maps
+      return outputs
+    decoder_maps = self.decoder.cut(encoder_maps) if self.decoder.num_extra else decoder_maps
     return outputs, {"encoder": encoder_maps, "decoder": decoder_maps}
+
+  def features(self, images: jax.Array, present: jax.Array | None = None) -> dict[str, jax.Array]:
+    """Predicts every task, and gives the vector that this is read from.
+
+    Args:
+      images: see `__call__`.
+      present: likewise.
+
+    Returns:
+      What a call gives, and "features" [batch, width], of clips [batch, time, width], float32: the
+      mean of the tokens that the decoder reads, and behind it each of the decoder's own tokens that
+      the encoder carried.
+    """
+    tokens, _ = self._encode(images, present, train=False, rngs=None, attention=False)
+    own = self.decoder.num_extra
+    image = tokens[:, : tokens.shape[1] - own].astype(jnp.float32).mean(axis=1)
+    carried = tokens[:, tokens.shape[1] - own :].astype(jnp.float32).reshape(len(image), -1)
+    outputs = self.decoder(tokens, train=False, rngs=None, attention=False)
+    vectors = jnp.concatenate([image, carried], axis=1)
+    return _of_clips(outputs | {"features": vectors}, present)
+
+  def _encode(
+    self, images: jax.Array, present: jax.Array | None, **options: Any
+  ) -> tuple[jax.Array, Any]:
+    """[frames, length, width] tokens for the decoder, all frames as one batch; the encoder's maps.
+
+    Without `attention` there are none.
+    """
+    if present is not None:
+      images = images.reshape(-1, *self.input_shape)
+    extra = {"extra": self.decoder.extra(len(images))} if self.decoder.num_extra else {}
+    tokens = self.encoder(images, **extra, **options)
+    tokens, maps = tokens if options["attention"] else (tokens, None)
+    if self.standardise is not None:
+      tokens = self._one_a_frame(tokens, present, train=options["train"], rngs=options["rngs"])
+    return tokens, maps
+
+  def _one_a_frame(
+    self, tokens: jax.Array, present: jax.Array | None, *, train: bool, rngs: nnx.Rngs | None
+  ) -> jax.Array:
+    """[frames, length, width] of the encoder -> [frames, 1, width], through the temporal model."""
+    if present is None:
+      present = jnp.ones((len(tokens), 1), bool)
+    frames = tokens.astype(jnp.float32).mean(axis=1)
+    there = present.reshape(-1, 1)
+    frames = self.standardise(frames, use_running_average=not train, mask=there)
+    if self.temporal is not None:
+      frames = frames.reshape(*present.shape, -1)
+      frames = self.temporal(frames, present, train=train, rngs=rngs)
+    return frames.reshape(len(tokens), 1, -1)
+
+
+def _of_clips(outputs: Mapping[str, jax.Array], present: jax.Array | None) -> dict[str, jax.Array]:
+  """Outputs of all frames as one batch -> of clips; as they are where there are none."""
+  if present is None:
+    return dict(outputs)
+  return {name: y.reshape(*present.shape, -1) for name, y in outputs.items()}

@@ -34,6 +34,13 @@ class Supervised:
   whose outputs hold "va/log_variance" predicts it, and a loss with an argument `log_variance` (such
   as `losses.gaussian_nll`) takes it; that task then enters at weight 1 and has no log variance of
   its own here: its loss may be negative, and a learned weight would grow without end.
+
+  Batches are of images, or of clips: their arrays have a second dimension, time, and in `index` -1
+  where there is no frame. To the losses all frames of all clips are one batch.
+
+  Attributes:
+    graphdef: of the model.
+    input_shape: of an image without the batch, as the model takes it.
   """
 
   def __init__(
@@ -92,7 +99,8 @@ class Supervised:
     self._accumulate = accumulate
     model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
     self.graphdef, _, _ = nnx.split(model, nnx.Param, ...)
-    image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    self.input_shape = getattr(model, "input_shape", (image_size, image_size, 3))
+    image = jax.ShapeDtypeStruct((1, *self.input_shape), jnp.float32)
     outputs = nnx.eval_shape(lambda model, image: model(image), model, image)
     self._extras = _extras(self._losses, outputs)
     self._learned = _learned(self._losses, self._extras, weighting)
@@ -126,10 +134,12 @@ class Supervised:
   def train_step(self, state: TrainState, batch: Mapping[str, Any]) -> tuple[TrainState, Metrics]:
     """One update; deterministic in (seed, step, batch)."""
     images, labels, mask = self.view(batch, state.step)
+    clips = images.ndim > len(self.input_shape) + 1
+    present = {"present": batch["index"] >= 0} if clips else {}
     keys = {stream: self._key(state.step, stream) for stream in ("dropout", "noise")}
     differentiate = functools.partial(
       self._whole if self._accumulate == 1 else self._in_micro_batches,
-      images=images,
+      inputs={"images": images, **present},
       labels=labels,
       mask=mask,
       keys=keys,
@@ -158,11 +168,11 @@ class Supervised:
     )
 
   def _forward(
-    self, params: Any, model_state: Any, images: jax.Array, dropout: jax.Array
+    self, params: Any, model_state: Any, inputs: Mapping[str, jax.Array], dropout: jax.Array
   ) -> tuple[dict[str, jax.Array], Any]:
     """Outputs while training, and the model's state after them."""
     model = nnx.merge(self.graphdef, params["model"], model_state["model"])
-    outputs = model(images, train=True, rngs=nnx.Rngs(dropout=dropout))
+    outputs = model(**inputs, train=True, rngs=nnx.Rngs(dropout=dropout))
     _, _, rest = nnx.split(model, nnx.Param, ...)
     return outputs, {"model": nnx.to_pure_dict(rest)}
 
@@ -187,6 +197,9 @@ class Supervised:
     self, outputs: Mapping[str, jax.Array], params: Any, labels: Any, mask: Any, noise: jax.Array
   ) -> tuple[jax.Array, Metrics]:
     """The loss of a whole batch, given the model's outputs for it."""
+    if next(iter(labels.values())).ndim == 3:
+      frames = lambda x: x.reshape(-1, *x.shape[2:])
+      outputs, labels, mask = jax.tree.map(frames, (dict(outputs), labels, mask))
     parts, labelled = {}, {}
     for task, loss in self._losses.items():
       loss = functools.partial(loss, **self._extra(task, outputs, noise))
@@ -242,13 +255,13 @@ class Supervised:
     return named
 
   def _whole(
-    self, state: TrainState, images: jax.Array, labels: Any, mask: Any, keys: dict[str, jax.Array]
+    self, state: TrainState, inputs: Any, labels: Any, mask: Any, keys: dict[str, jax.Array]
   ) -> tuple[jax.Array, Metrics, Any, Any]:
     """Loss, metrics, gradient and the model's state, from the batch in one piece."""
 
     def loss_of(learning: Any) -> tuple[jax.Array, tuple[Metrics, Any]]:
       params = _fill(learning, state.params)
-      outputs, model_state = self._forward(params, state.model_state, images, keys["dropout"])
+      outputs, model_state = self._forward(params, state.model_state, inputs, keys["dropout"])
       total, metrics = self._loss(outputs, params, labels, mask, keys["noise"])
       return total, (metrics, model_state)
 
@@ -258,7 +271,7 @@ class Supervised:
     return loss, metrics, _fill(gradient, state.params, jnp.zeros_like), model_state
 
   def _in_micro_batches(
-    self, state: TrainState, images: jax.Array, labels: Any, mask: Any, keys: dict[str, jax.Array]
+    self, state: TrainState, inputs: Any, labels: Any, mask: Any, keys: dict[str, jax.Array]
   ) -> tuple[jax.Array, Metrics, Any, Any]:
     """The same, with the activations of one micro-batch in memory at a time.
 
@@ -273,7 +286,7 @@ class Supervised:
     cut = lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
     joined = lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
     dropout = jax.vmap(lambda part: jax.random.fold_in(keys["dropout"], part))
-    micro = (cut(images), dropout(jnp.arange(parts)))
+    micro = (jax.tree.map(cut, inputs), dropout(jnp.arange(parts)))
 
     forward = lambda part: self._forward(state.params, state.model_state, *part)[0]
     outputs = jax.tree.map(joined, jax.lax.map(forward, micro))
@@ -287,10 +300,8 @@ class Supervised:
 
     def pull_back(sums: tuple[Any, Any], part: tuple[Any, Any]) -> tuple[tuple[Any, Any], None]:
       gradient, model_state = sums
-      inputs, slope = part
-      of_params = lambda learning: self._forward(
-        _fill(learning, state.params), model_state, *inputs
-      )
+      piece, slope = part
+      of_params = lambda learning: self._forward(_fill(learning, state.params), model_state, *piece)
       _, pull, model_state = jax.vjp(of_params, learning, has_aux=True)
       return (jax.tree.map(jnp.add, gradient, pull(slope)[0]), model_state), None
 
@@ -300,22 +311,38 @@ class Supervised:
     return loss, metrics, _fill(gradient, state.params, jnp.zeros_like), model_state
 
   def predict(
-    self, params: Any, model_state: Any, images: jax.Array, attention: bool = False
+    self,
+    params: Any,
+    model_state: Any,
+    images: jax.Array,
+    present: jax.Array | None = None,
+    attention: bool = False,
   ) -> dict[str, Any]:
     """The model's outputs for images as they are.
 
     Args:
       params: as in `TrainState`: the parameters or their moving average.
       model_state: as in `TrainState`.
-      images: [batch, height, width, 3] uint8.
+      images: [batch, height, width, 3] uint8, of clips [batch, time, height, width, 3]; features of
+        images, where the model takes those, [batch, width] or [batch, time, width] floats.
+      present: of clips, [batch, time] bool: which frames there are.
       attention: return attention maps too, where the model has them.
 
     Returns:
-      Task -> float32 outputs (`va` values, the others logits).
+      Task -> float32 outputs (`va` values, the others logits), [batch, size], of clips [batch,
+      time, size].
     """
     model = nnx.merge(self.graphdef, params["model"], model_state["model"])
-    kwargs = {"attention": True} if attention else {}
+    kwargs: dict[str, Any] = {} if present is None else {"present": present}
+    kwargs |= {"attention": True} if attention else {}
     return model(augment.preprocess(images, self._image_size), **kwargs)
+
+  def features(
+    self, params: Any, model_state: Any, images: jax.Array, present: jax.Array | None = None
+  ) -> dict[str, jax.Array]:
+    """What `predict` gives, and "features": see `affect.AffectModel.features`."""
+    model = nnx.merge(self.graphdef, params["model"], model_state["model"])
+    return model.features(augment.preprocess(images, self._image_size), present)
 
   def _key(self, step: jax.Array, stream: str) -> jax.Array:
     # jax.random.key(seed) itself made the parameters.

@@ -132,6 +132,13 @@ class Builder(tfds.core.GeneratorBasedBuilder):
       setting=knobs.Knobs(clips=knobs.Clips(frames=64)),
     ),
     Config(
+      name="clips_large",
+      description="The same of six times as many people, for models of time to learn from.",
+      identities=(384, 64, 64),
+      images=64,
+      setting=knobs.Knobs(clips=knobs.Clips(frames=64)),
+    ),
+    Config(
       name="tiny",
       description="Natural with few pictures, for tests.",
       identities=(48, 16, 16),
