@@ -11,7 +11,9 @@ pictures and stays as it is, then a small model of time. Losses, labels and spli
   python -m affjax.main --config=configs/temporal.py:features=features/clips  # seconds
   python -m affjax.main --config=configs/temporal.py:data=ferplus,features=f,temporal=shallow
 
-The last two read vectors that `python -m affjax.extract` made of each picture beforehand.
+The last two read vectors that `python -m affjax.extract` made of each picture beforehand. Of a
+flagship whose task tokens go through its encoder these hold what the tokens found; the encoder
+alone is without them, and so knows less.
 
 Arguments after the colon: data (synthetic_faces/clips, or another set whose rows say their video or
 person and their frame number: aff_wild2/va, image_folder/my_set), temporal (gru, transformer,
