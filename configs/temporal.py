@@ -48,12 +48,13 @@ MODELS["shallow"] = MODELS["framewise"]
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
   """Returns the config; see the module's docstring for the argument."""
   given = common.parse(
-    argument, data="synthetic_faces/clips", temporal="gru", encoder="", features="", length=32,
+    argument, data="", temporal="gru", encoder="", features="", length=32,
     steps=0, batch_size=0, metric="", debug=False,
   )  # fmt: skip
   temporal = MODELS[common.one_of("temporal", given["temporal"], MODELS)]
   debug, shallow = given["debug"], given["temporal"] == "shallow"
-  config = vit_mtl.get_config(",".join([f"data={given['data']}", *["debug"] * debug]))
+  data = given["data"] or ("synthetic_faces/tiny_clips" if debug else "synthetic_faces/clips")
+  config = vit_mtl.get_config(",".join([f"data={data}", *["debug"] * debug]))
   config.steps = given["steps"] or (10 if debug else 600)
   config.batch_size = given["batch_size"] or (8 if debug else 256 if shallow else 32)
   config.data.view.masks = "none"

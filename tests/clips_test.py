@@ -1,7 +1,6 @@
 """Windows of frames: cut, read, scored once and stitched together again."""
 
 import collections
-import dataclasses
 import json
 import types
 
@@ -17,8 +16,6 @@ from hypothesis import strategies as st
 from affjax import augment, evaluate, experiment, predict, resident, sharding, train
 from affjax.data import clips, pipeline, prepare, records
 from configs import temporal
-from tfds_builders.synthetic_faces import knobs
-from tfds_builders.synthetic_faces import synthetic_faces_dataset_builder as builders
 
 # Cutting.
 
@@ -209,23 +206,13 @@ def test_stitching_takes_the_mean_over_the_windows_that_have_a_row(split, size):
 @pytest.fixture(scope="module")
 def few_clips(tmp_path_factory):
   """A data_dir that holds synthetic clips of twelve frames, of four people and two and two."""
-  whole = next(c for c in builders.Builder.BUILDER_CONFIGS if c.name == "clips")
-  few = dataclasses.replace(
-    whole,
-    name="few_clips",
-    identities=(4, 2, 2),
-    images=12,
-    setting=knobs.Knobs(clips=knobs.Clips(12)),
-  )
-  builders.Builder.BUILDER_CONFIGS.append(few)
   data_dir = str(tmp_path_factory.mktemp("few_clips"))
-  prepare.prepare(records.builder("synthetic_faces", "few_clips", data_dir))
-  yield data_dir
-  builders.Builder.BUILDER_CONFIGS.remove(few)
+  prepare.prepare(records.builder("synthetic_faces", "tiny_clips", data_dir))
+  return data_dir
 
 
 def few_config(argument="", **changes):
-  config = temporal.get_config(f"debug,data=synthetic_faces/few_clips,length=5{argument}")
+  config = temporal.get_config(f"debug,data=synthetic_faces/tiny_clips,length=5{argument}")
   config.image_size = config.data.image_size = 32
   if "features" not in argument:
     config.model.encoder.update(variant="mu/8", width=16, depth=1, num_heads=2, stem="patch")

@@ -144,6 +144,13 @@ class Builder(tfds.core.GeneratorBasedBuilder):
       identities=(48, 16, 16),
       images=2,
     ),
+    Config(
+      name="tiny_clips",
+      description="Clips of a second and a half, of few people, for tests.",
+      identities=(4, 2, 2),
+      images=12,
+      setting=knobs.Knobs(clips=knobs.Clips(frames=12)),
+    ),
   ]
 
   draws_progress = True  # its own bars have an estimate of the time left
