@@ -45,7 +45,7 @@ def test_a_predictor_says_where_each_token_by_its_label_looks(position, found):
   # Of each image alone, and the patches in their places: rows from the top.
   np.testing.assert_allclose(opened.attention(images[1:2]).image[:, 0], maps.image[:, 1], atol=1e-5)
   if position == "decoder":
-    last = opened._procedure.predict(opened._params, opened._model_state, images, True)[1]
+    last = opened._procedure.predict(opened._params, opened._model_state, images, attention=True)[1]
     np.testing.assert_allclose(
       maps.image[1, 2, 5, 4, 3, 6], last["decoder"]["image"][1, 2, 5, 4, 3 * 7 + 6], atol=1e-6
     )

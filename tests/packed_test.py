@@ -33,7 +33,8 @@ def both(faces):
 
 def opened(build, kind, size=SIZE):
   found = packed.shards(build, "train", kind, size)
-  return records.records(build, "train", WANTS, size, found=found)
+  images = records.Images(found, (size, size))
+  return records.records(build, "train", WANTS, size, images=images)
 
 
 def same(a, b):
@@ -96,7 +97,8 @@ def test_large_splits_have_several_files(faces, monkeypatch):
   found = packed.find(faces, "test", 64)
   assert found.lengths == (16, 16)
   expected = records.records(faces, "test", WANTS, 64)
-  packed_ = records.records(faces, "test", WANTS, 64, found=found)
+  images = records.Images(found, (64, 64))
+  packed_ = records.records(faces, "test", WANTS, 64, images=images)
   same(packed_.batch(np.arange(32)), expected.batch(np.arange(32)))
 
 
