@@ -65,11 +65,12 @@ class Block(nnx.Module):
     rngs: nnx.Rngs | None = None,
     attention: bool = False,
     keep: jax.Array | None = None,
+    mask: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array | None]:
     """Maps [batch, length, width] to the same; see `Attention` and, for `keep`, `DropPath`."""
     random = dict(deterministic=not train, rngs=rngs)
     scale = self.scales or (lambda y, part: y)
-    y, maps = self.attention(self.attention_norm(x), attention=attention)
+    y, maps = self.attention(self.attention_norm(x), attention=attention, mask=mask)
     x = x + self.drop_path(self.dropout(scale(y, "attention"), **random), **random, keep=keep)
     y = self.mlp(self.mlp_norm(x), train=train, rngs=rngs)
     return x + self.drop_path(scale(y, "mlp"), **random, keep=keep), maps
@@ -137,20 +138,22 @@ class Attention(nnx.Module):
     self.out = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
 
   def __call__(
-    self, x: jax.Array, *, attention: bool = False
+    self, x: jax.Array, *, attention: bool = False, mask: jax.Array | None = None
   ) -> tuple[jax.Array, jax.Array | None]:
     """Lets every position look at every position.
 
     Args:
       x: [batch, length, width].
       attention: whether to give the maps.
+      mask: [batch, queries, keys] bool, where a position may look, at one at least; None:
+        everywhere.
 
     Returns:
       [batch, length, width], and the float32 maps [batch, heads, queries, keys] whose rows sum
       to 1, or None if they were not asked for.
     """
     query, key, value = _split_dense(self.query_key_value, x, 3)
-    y, maps = _attend(query, key, value, self.num_heads)
+    y, maps = _attend(query, key, value, self.num_heads, mask=mask)
     return self.out(y), maps if attention else None
 
 
@@ -285,6 +288,7 @@ def _attend(
   value: jax.Array,
   num_heads: int,
   bias: jax.Array | None = None,
+  mask: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """[batch, queries, width] and the maps; plain products, which nothing on a CPU beats."""
   heads = lambda x: x.reshape(*x.shape[:2], num_heads, -1)
@@ -293,6 +297,8 @@ def _attend(
   logits = logits * query.shape[-1] ** -0.5
   if bias is not None:
     logits = logits + bias[None]
+  if mask is not None:
+    logits = jnp.where(mask[:, None], logits, -jnp.inf)
   maps = jax.nn.softmax(logits)
   y = jnp.einsum("bhqk,bkhd->bqhd", maps.astype(value.dtype), value)
   return y.reshape(*y.shape[:2], -1), maps

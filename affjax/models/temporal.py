@@ -156,7 +156,7 @@ class Transformer(nnx.Module):
     self.width, self.causal, self.reach = width, causal, reach
     self.project = nnx.Linear(input_width, width, dtype=jnp.dtype(dtype), rngs=rngs)
     options = dict(dropout_rate=dropout_rate, dtype=jnp.dtype(dtype), rngs=rngs)
-    self.blocks = nnx.List(_Block(width, num_heads, **options) for _ in range(depth))
+    self.blocks = nnx.List(layers.Block(width, num_heads, **options) for _ in range(depth))
     self.norm = nnx.LayerNorm(width, dtype=jnp.float32, rngs=rngs)
 
   def __call__(
@@ -177,28 +177,8 @@ class Transformer(nnx.Module):
     # Each looks at itself at least: one that looks at nothing would give no number.
     seen = (present[:, None] & near[None]) | (away == 0)[None]
     for block in self.blocks:
-      x = block(x, seen[:, None], train=train, rngs=rngs)
+      x, _ = block(x, train=train, rngs=rngs, mask=seen)
     return self.norm(x)
-
-
-class _Block(layers.Block):
-  """`layers.Block` over time: attention goes where a mask lets it."""
-
-  def __call__(
-    self, x: jax.Array, seen: jax.Array, *, train: bool, rngs: nnx.Rngs | None
-  ) -> jax.Array:
-    """Maps [batch, time, width] to the same; `seen` is [batch, 1, queries, keys] bool."""
-    y = _attend(self.attention, self.attention_norm(x), seen)
-    x = x + self.dropout(y, deterministic=not train, rngs=rngs)
-    return x + self.mlp(self.mlp_norm(x), train=train, rngs=rngs)
-
-
-def _attend(attention: layers.Attention, x: jax.Array, seen: jax.Array) -> jax.Array:
-  """What the layer gives where queries see some of the keys."""
-  heads = lambda y: y.reshape(*y.shape[:2], attention.num_heads, -1)
-  query, key, value = map(heads, jnp.split(attention.query_key_value(x), 3, axis=-1))
-  y = jax.nn.dot_product_attention(query, key, value, mask=seen)
-  return attention.out(y.reshape(x.shape))
 
 
 def positions(time: int, width: int) -> np.ndarray:
