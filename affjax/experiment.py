@@ -203,7 +203,16 @@ class Data:
       lines.append(
         f"       {split}: {len(self.table(split)['key'])} images ({', '.join(tasks)}){view}"
       )
+      if split in (self.select, *self.report) and (learnt := self._learnt(split)):
+        lines.append(f"       warning: {learnt} of them are trained on, so its scores are too high")
     return "\n".join(lines)
+
+  def _learnt(self, split: str) -> int:
+    """How many images of a split are trained on, too."""
+    parts = [set(selection.Selection.parse(name).splits) for name in (split, self.train_split)]
+    if not parts[0] & parts[1]:
+      return 0
+    return int(np.isin(self.table(split)["key"], self.table(self.train_split)["key"]).sum())
 
 
 @dataclasses.dataclass

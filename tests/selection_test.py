@@ -196,3 +196,11 @@ def test_rows_of_any_shape_are_read_and_gaps_are_padding(tiny_faces):
       np.testing.assert_array_equal(values.reshape(flat[kind][task].shape), flat[kind][task])
   np.testing.assert_array_equal(batch["image"].reshape(flat["image"].shape), flat["image"])
   assert not batch["mask"]["va"][0, 1].any()
+
+
+def test_a_run_says_how_much_of_what_it_is_scored_on_it_is_trained_on(tiny_faces):
+  said = lambda *splits: opened(tiny_faces, *splits).describe()
+  assert "warning: 32 of them are trained on" in said("train+validation", "validation")
+  assert "warning: 96 of them are trained on" in said("train", "train")
+  assert "warning" not in said("train+validation:not_fold=0/3", "train+validation:fold=0/3")
+  assert "warning" not in said("train", "validation")
