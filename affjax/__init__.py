@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-  from affjax.predict import Predictor
+  from affjax.inference import Predictor
 
 __version__ = "0.1.0"
 
@@ -16,11 +16,11 @@ def load(workdir: str, checkpoint: str = "best") -> "Predictor":
     checkpoint: "best" by the run's metric, "latest", or a step.
 
   Returns:
-    An `affjax.predict.Predictor`: `predict(images)` gives named outputs.
+    An `affjax.inference.Predictor`: `predict(images)` gives named outputs.
 
   Raises:
     ValueError: no run, or no such checkpoint, there.
   """
-  from affjax.predict import load  # imports jax, which takes seconds
+  from affjax.inference import load  # imports jax, which takes seconds
 
   return load(workdir, checkpoint)

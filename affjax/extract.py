@@ -27,7 +27,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from affjax import checkpoints, compiled, evaluate, experiment, predict, sharding, workdir
+from affjax import checkpoints, compiled, evaluate, experiment, inference, sharding, workdir
 from affjax.data import clips, features, pipeline, prepare, records, selection
 
 BATCH = 256  # images that are read at a time
@@ -63,7 +63,7 @@ def extract(
     ValueError: no such run, checkpoint, data set or split; or the folder holds what is of another.
   """
   config = workdir.read_config(where)
-  procedure = predict.open_procedure(config, where / workdir.CONFIG)
+  procedure = inference.open_procedure(config, where / workdir.CONFIG)
   data = _open(config, data_set, splits, data_dir)
   step = checkpoints.pick(where / workdir.CHECKPOINTS, which)
   facts = _facts(data, where, step, weights)

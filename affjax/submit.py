@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import scipy.special
 
-from affjax import annotations, calibrate, labels, predict, score
+from affjax import annotations, calibrate, inference, labels, score
 from affjax.annotations import Annotations, Format
 from tfds_builders import images as image_files
 from tfds_builders import progress
@@ -525,7 +525,7 @@ def submit(arguments: argparse.Namespace) -> None:
   settings: dict[str, Any] = {"raw": {}}
   if arguments.postprocess:
     settings["post-processed"] = calibrate.read(arguments.postprocess)
-  predictor = predict.load(arguments.checkpoint, arguments.which)
+  predictor = inference.load(arguments.checkpoint, arguments.which)
   known = predictor.config["labels"]
   check_names(known, form, arguments.checkpoint)
   parts = {"va": form.va, "expression": form.classes, "au": form.units}

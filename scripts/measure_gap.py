@@ -33,7 +33,7 @@ from flax import nnx
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
-from affjax import augment, metrics, predict, transfer
+from affjax import augment, inference, metrics, transfer
 from affjax.data import pipeline, prepare, records
 from affjax.labels import EXPRESSION_SEVEN
 from affjax.models import mobilenet, weights
@@ -189,7 +189,7 @@ def run_rows(runs: Sequence[str], photographs: Any) -> list[Logits]:
   """Row (i): trained runs, their answers with the prior of what renders count by."""
 
   def answers(run: str) -> Logits:
-    predictor = predict.load(run)
+    predictor = inference.load(run)
     known = list(predictor.config["labels"]["expression"])
     columns = [known.index(name) for name in EXPRESSION_SEVEN]
 

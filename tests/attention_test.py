@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import debug_config
 
-from affjax import predict, procedures
+from affjax import inference, procedures
 from scripts import measure_attention as measure
 
 
@@ -22,7 +22,7 @@ def predictor(**decoder):
   config = debug_config(**{f"model__decoder__{name}": value for name, value in decoder.items()})
   procedure = procedures.from_config(config)
   state = jax.jit(procedure.init)()
-  opened = object.__new__(predict.Predictor)
+  opened = object.__new__(inference.Predictor)
   opened.__dict__.update(
     config=config, _labels=config["labels"], _image_size=112, _procedure=procedure,
     _params=state.params, _model_state=state.model_state,
@@ -113,7 +113,7 @@ def test_regions_lie_where_their_units_are(found):
 
 def test_a_run_whose_units_share_a_token_is_refused(found):
   shared = types.SimpleNamespace(
-    attention=lambda images: predict.Attention(("va", "au"), None, np.ones((1, 16, 1, 2, 7, 7)))
+    attention=lambda images: inference.Attention(("va", "au"), None, np.ones((1, 16, 1, 2, 7, 7)))
   )
   with pytest.raises(ValueError, match="no token of their own.*layout=elementary"):
     measure.measure(shared, found)
@@ -127,7 +127,7 @@ def test_a_token_is_measured_on_its_own_region_and_on_those_of_the_others(found)
     for unit in units:
       part = measure.region(unit, landmarks) * found["face"][row]
       image[1, row, :, names.index(unit)] = part / part.sum()
-  looking = types.SimpleNamespace(attention=lambda images: predict.Attention(names, None, image))
+  looking = types.SimpleNamespace(attention=lambda images: inference.Attention(names, None, image))
   numbers, attention = measure.measure(looking, found)
   both, _ = measure.measure(looking, found, "all")  # in the first layer there is no attention
   np.testing.assert_allclose(both, numbers / 2, rtol=1e-5)

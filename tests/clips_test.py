@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from affjax import augment, evaluate, experiment, predict, resident, sharding, train
+from affjax import augment, evaluate, experiment, inference, resident, sharding, train
 from affjax.data import clips, pipeline, prepare, records
 from configs import temporal
 
@@ -452,7 +452,7 @@ def test_the_scores_of_a_run_do_not_depend_on_the_batches_of_its_evaluation(fini
 @pytest.mark.slow
 def test_a_predictor_of_a_video_gives_what_its_windows_give_in_any_order(finished, opened):
   _, data = opened
-  predictor = predict.load(finished[1], "latest")
+  predictor = inference.load(finished[1], "latest")
   split, table = data.records("test"), data.table("test")
   video = table["video"] == table["video"][0]
   taken = np.flatnonzero(video)[[0, 1, 2, 4, 5, 9, 10, 11]]  # of twelve frames, with gaps
@@ -485,7 +485,7 @@ def test_a_run_on_features_learns_from_vectors_in_place_of_images(
   finished, few_clips, opened, tmp_path
 ):
   _, data = opened
-  predictor = predict.load(finished[1], "latest")
+  predictor = inference.load(finished[1], "latest")
   vectors, folder = {}, tmp_path / "features"
   folder.mkdir()
   for split in ("train", "validation", "test"):
@@ -501,10 +501,10 @@ def test_a_run_on_features_learns_from_vectors_in_place_of_images(
   assert "p_mtl" in result["scores"]["test"]
   assert not (where / "first_batch.png").exists()
   table = data.table("test")
-  found = predict.load(where).sequence(vectors["test"][:12], table["frame"][:12])
+  found = inference.load(where).sequence(vectors["test"][:12], table["frame"][:12])
   assert found["au"].shape == (12, 12)
   with pytest.raises(ValueError, match="the run takes features of 128 numbers, and no images"):
-    predict.load(where).outputs(np.zeros((2, 32, 32, 3), np.uint8))
+    inference.load(where).outputs(np.zeros((2, 32, 32, 3), np.uint8))
   config["model"]["encoder"]["width"] = 64
   with pytest.raises(ValueError, match="vectors of 128 numbers, config.model.encoder.width=64"):
     experiment.Data(config, few_clips)

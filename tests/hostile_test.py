@@ -549,7 +549,7 @@ NAMES = {
   "affjax.optim": [
     "optim.optax.adam", "optim.jax.jit", "optim._optimizer", "optim.dataclasses.replace",
     "optim.NamedTuple", "losses.ccc_loss", "workdir.record", "adamw", "optim.optim.adamw",
-    "data.packed.main", "predict.load", "main.main", "checkpoints.seal",
+    "data.packed.main", "inference.load", "main.main", "checkpoints.seal",
   ],
   "affjax.losses": [
     "losses.jax.jit", "losses._mean", "losses.Sequence", "optim.adamw", "workdir.record",

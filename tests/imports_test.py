@@ -24,6 +24,7 @@ MODES = [
     "evaluate",
     "probe",
     "transfer",
+    "inference",
     "predict",
     "submit",
     "calibrate",
@@ -69,7 +70,7 @@ RULES = [
     ["affjax.main"],
     [*MODES, *(f"affjax.{n}" for n in ("checkpoints", "workdir", "compiled", "host", "stopping"))],
   ),
-  (["affjax"], ["affjax.predict"]),  # load()
+  (["affjax"], ["affjax.inference"]),  # load()
 ]
 # Modules -> what of others they may not import, not even inside a function.
 NEVER = [(["affjax.data", "affjax.data.*", "affjax.labels"], ["flax", "flax.*"])]

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from metrics_test import ccc
 
 import affjax
-from affjax import annotations, calibrate, labels, predict, score, submit
+from affjax import annotations, calibrate, inference, labels, score, submit
 
 # Video -> its frames and those of them with a crop. Sorted as files "a-b" comes before "a", sorted
 # as images too, but "a.b" does not.
@@ -63,14 +63,14 @@ def run(tmp_path_factory):
   return save_run(tmp_path_factory.mktemp("submit") / "run", debug_config())
 
 
-OPENED = functools.cache(predict.load)
+OPENED = functools.cache(inference.load)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _runs_are_opened_once_and_for_short_videos():
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(predict, "load", OPENED)
-    patch.setattr(predict, "BUCKET", 8)
+    patch.setattr(inference, "load", OPENED)
+    patch.setattr(inference, "BUCKET", 8)
     yield
 
 
