@@ -13,7 +13,7 @@ import re
 import reprlib
 import typing
 from collections.abc import Callable, Mapping
-from types import ModuleType, NoneType
+from types import ModuleType, NoneType, UnionType
 from typing import Any
 
 _NAME = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*){1,8}", re.ASCII)
@@ -110,7 +110,9 @@ def _check_arguments(
 
 def _check_kind(name: str, parameter: inspect.Parameter, value: Any) -> None:
   """Raises ValueError unless a value is of the types of an annotation, where these are plain."""
-  kinds = typing.get_args(parameter.annotation) or (parameter.annotation,)
+  annotation = parameter.annotation
+  union = isinstance(annotation, UnionType)  # what else has arguments is no choice between them
+  kinds = typing.get_args(annotation) if union else (annotation,)
   if not set(kinds) <= _KINDS.keys():
     return
   fits = [kind for kind in kinds if isinstance(value, _KINDS[kind])]

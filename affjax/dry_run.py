@@ -70,7 +70,7 @@ def run(
   print(_parameters(abstract), "", sep="\n")
   print(experiment.describe(config, data, procedure, mesh))
   print(_state(abstract), flush=True)
-  if taken := initialise.read(config.get("initialise"), abstract):
+  if taken := initialise.start(config, abstract):
     print(taken.report, flush=True)
   placed = sharding.split_batch(mesh)
   batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), batch)

@@ -28,8 +28,11 @@ from affjax.data import clips, pipeline, records
 from affjax.labels import TASKS, remap
 
 SCORES = "scores.json"
+ROWS = 100_000  # of a split, of which what the model gave is kept, at most
 
 Scores = dict[str, float]
+# Of rows of a split: "index", [rows] their numbers, and task -> [rows, size] what the model gave.
+Outputs = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,7 +222,9 @@ class Evaluator:
 
     def step(params: Any, model_state: Any, batch: dict[str, Any]) -> Any:
       present = () if windows is None else (batch["index"] >= 0,)
-      return parts(predict(params, model_state, batch["image"], *present), batch)
+      outputs = predict(params, model_state, batch["image"], *present)
+      of_tasks = {name: values for name, values in outputs.items() if name in scoring.labels}
+      return parts(outputs, batch), of_tasks
 
     self._step = jax.jit(step, out_shardings=sharding.split_batch(mesh))
 
@@ -228,6 +233,7 @@ class Evaluator:
   ) -> None:
     self.name = name
     self._keep, self._kept = keep, []
+    self._every = -(-len(data) // ROWS)
     rows = pipeline.sequence(len(data) if windows is None else len(windows), self._batch_size)
     self._scored = None
     if windows is not None:
@@ -250,21 +256,43 @@ class Evaluator:
     return other
 
   def __call__(
-    self, params: Any, model_state: Any, progress: bool = False
+    self,
+    params: Any,
+    model_state: Any,
+    progress: bool = False,
+    rows: Outputs | None = None,
   ) -> tuple[Scores, Scores]:
-    """Returns the scores and their floors."""
+    """Returns the scores and their floors.
+
+    Args:
+      params: of the model.
+      model_state: likewise.
+      progress: whether a bar is shown.
+      rows: filled with what the model gave for at most `ROWS` rows, evenly spaced; of overlapping
+        clips it is what is scored.
+    """
     merged: dict[str, Any] | None = None
+    parts: list[Outputs] = []
+
+    def take(states: Any, outputs: Any, batch: Any) -> None:
+      nonlocal merged
+      merged = merge(sharding.local_rows(states), merged)
+      if rows is not None:
+        parts.append(_picked(outputs, batch, self._every))
+
     batches = self._kept or self._read()
     bar = tqdm(batches, self.name, self._count, leave=False, disable=None if progress else True)
     flying = None
     for batch in bar:
       # The host adds up the numbers of one batch while the devices work on the next.
-      states = self._step(params, model_state, batch)
+      given = (*self._step(params, model_state, batch), batch)
       if flying is not None:
-        merged = merge(sharding.local_rows(flying), merged)
-      flying = states
-    merged = merge(sharding.local_rows(flying), merged)
+        take(*flying)
+      flying = given
+    take(*flying)
     merged = merge(sharding.all_rows(merged))
+    if rows is not None:
+      rows |= _gathered(parts)
     return self.scoring.scores(merged), self.scoring.scores(merged, floor=True)
 
   def _read(self) -> Iterator[Any]:
@@ -281,6 +309,27 @@ class Evaluator:
         read.append(batch)
       yield batch
     self._kept = read
+
+
+def _picked(outputs: Mapping[str, jax.Array], batch: Mapping[str, Any], every: int) -> Outputs:
+  """Of this process's rows of a batch those with numbers 0, `every`, 2 `every`, ..."""
+  index, outputs = sharding.local_rows((batch["index"], dict(outputs)))
+  picked = (index >= 0) & (index % every == 0)
+  if "scored" in batch:
+    picked &= sharding.local_rows(batch["scored"])
+  return {"index": index[picked], **{task: values[picked] for task, values in outputs.items()}}
+
+
+def _gathered(parts: Sequence[Outputs]) -> Outputs:
+  """The rows of all batches and processes, in the order of their numbers."""
+  own = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+  longest = sharding.all_rows(np.array(len(own["index"]))).max()
+  lacks = longest - len(own["index"])
+  fill = lambda x: np.pad(x, [(0, lacks), *[(0, 0)] * (x.ndim - 1)], constant_values=-1)
+  every = jax.tree.map(np.concatenate, sharding.all_rows(jax.tree.map(fill, own)))
+  order = np.argsort(every["index"], kind="stable")
+  order = order[every["index"][order] >= 0]
+  return {name: values[order] for name, values in every.items()}
 
 
 def _frames(outputs: Mapping[str, jax.Array], batch: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -445,6 +494,7 @@ def score(
   weights: str = "ema",
   output: str | None = SCORES,
   facts: Mapping[str, Any] = MappingProxyType({}),
+  rows: dict[str, Outputs] | None = None,
 ) -> dict[str, Any]:
   """Scores a checkpoint and prints a table a split.
 
@@ -462,6 +512,7 @@ def score(
     weights: "ema" (the moving average, where one is kept) or "raw".
     output: file in `where`; None: no file.
     facts: further entries of what is returned and written.
+    rows: filled with what the model gave, split -> `Outputs`, see `Evaluator`.
 
   Returns:
     {"step", "weights", "data", "scores": {split: scores}, "floors": {split: floors}}, and where
@@ -485,7 +536,8 @@ def score(
   result: dict[str, Any] = {"step": step, "weights": weights, "data": data.build.name, **facts}
   for name in names:
     evaluates = evaluates.on(data.records(name), name, data.windows(name))
-    scores, floors = evaluates(params, restored.model_state, progress=primary)
+    kept = None if rows is None else rows.setdefault(name, {})
+    scores, floors = evaluates(params, restored.model_state, progress=primary, rows=kept)
     columns = {"score": scores, "floor": floors, "ceiling": ceilings(data, name, scoring)}
     columns["probe"] = probes.get(name, {})
     for heading, values in columns.items():

@@ -1,22 +1,30 @@
-"""A trained run, used: images -> named outputs."""
+"""A trained run or an export of one, used: images -> named outputs."""
 
+import concurrent.futures
 import dataclasses
 import functools
+import html
 import math
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import scipy.special
 from flax import nnx
+from jax.extend.mlir import ir
+from jax.extend.mlir.dialects import stablehlo
 
-from affjax import checkpoints, experiment, procedures, sharding, workdir
+from affjax import calibrate, checkpoints, contract, experiment, procedures, sharding, workdir
 from affjax.data import clips
 from affjax.data.records import fit, read_image
 
-BUCKET = 64  # images a call; the last is padded, so nothing is compiled twice
+# Images of a call. What is given is cut into these and the rest padded, so that nothing is compiled
+# again, and a single image does not pay for many.
+BUCKETS = (1, 8, 64, 256)
 IMAGE_SIZE = 4096  # pixels, of a config at most
 LABELS = 1000  # of a task at most
 # What this module and `procedures.from_config` take from a config without a look at it.
@@ -26,34 +34,106 @@ _FIELDS = {
   "steps": int, "dtype": str,
 }  # fmt: skip
 _DEPTH, _NUMBER = 16, 2**32  # how deep a config may be nested, and its largest number
+_SHOWN = 5  # rows of a prediction that is printed
+# Of a StableHLO file: what a program may call outside of StableHLO. These are jax.export's own.
+_CALLS = {"shape_assertion"}
+
+Images = np.ndarray | Sequence[np.ndarray | str | Path] | str | Path
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Prediction:
   """Outputs for a number of images, by name.
 
   Attributes:
     va: "valence", "arousal" -> [images] in [-1, 1].
-    expression: [images] name of the most probable expression.
+    expression: [images] name of the expression that is decided on: the most probable one, unless
+      settings of `affjax.calibrate` have biases.
     expression_probability: expression -> [images] in [0, 1], summing to 1 over expressions.
     au_probability: unit -> [images] in [0, 1].
+    au: unit -> [images] bool, whether it is on: from probability 0.5 on, or from the threshold of
+      the settings.
   """
 
   va: dict[str, np.ndarray]
   expression: np.ndarray
   expression_probability: dict[str, np.ndarray]
   au_probability: dict[str, np.ndarray]
+  au: dict[str, np.ndarray]
 
   def __len__(self) -> int:
     return len(self.expression)
 
-  def rows(self) -> list[dict[str, Any]]:
-    """One flat dict an image, for a table."""
-    columns = self.va | {"expression": self.expression}
-    columns |= {f"p({name})": v for name, v in self.expression_probability.items()}
+  def __getitem__(self, rows: Any) -> "Prediction":
+    """Some of the images: a slice, numbers or a mask; by one number a prediction of one image."""
+    rows = [rows] if isinstance(rows, int | np.integer) else rows
+    take = lambda x: {name: v[rows] for name, v in x.items()} if isinstance(x, dict) else x[rows]
+    return Prediction(**{f.name: take(getattr(self, f.name)) for f in dataclasses.fields(self)})
+
+  def columns(self) -> dict[str, np.ndarray]:
+    """Name -> [images], always in this order; of tasks that the model lacks there are none.
+
+    `valence`, `arousal`; `expression`; `p_anger` and so on, its probabilities; `AU1` and so on,
+    probabilities; `AU1_on` and so on, 0 or 1.
+    """
+    columns = dict(self.va)
+    if self.expression_probability:
+      columns["expression"] = self.expression
+    columns |= {f"p_{name}": values for name, values in self.expression_probability.items()}
     columns |= self.au_probability
-    return [{name: v[i].item() if v[i].ndim == 0 else v[i] for name, v in columns.items()}
-            for i in range(len(self))]  # fmt: skip
+    return columns | {f"{unit}_on": on.astype(np.int8) for unit, on in self.au.items()}
+
+  def rows(self) -> list[dict[str, Any]]:
+    """One flat dict an image, of Python's own types."""
+    columns = {name: values.tolist() for name, values in self.columns().items()}
+    return [{name: v[i] for name, v in columns.items()} for i in range(len(self))]
+
+  def to_pandas(self, index: Any = None) -> Any:
+    """The columns as a `pandas.DataFrame`.
+
+    Args:
+      index: [images] of its rows, such as the names of the images.
+
+    Raises:
+      ImportError: pandas is not installed.
+    """
+    try:
+      import pandas
+    except ImportError as e:
+      raise ImportError('to_pandas() needs pandas: pip install "affjax[tables]"') from e
+    return pandas.DataFrame(self.columns(), index=index)
+
+  def _table(self) -> list[list[str]]:
+    """The first images in short, below the headings."""
+    likeliest = np.max([*self.expression_probability.values(), np.zeros(len(self))], axis=0)
+    lines = [[*self.va, *["expression", "p"] * bool(self.expression_probability)]]
+    lines[0] += ["units"] * bool(self.au)
+    for i in range(min(len(self), _SHOWN)):
+      line = [f"{values[i]:.2f}" for values in self.va.values()]
+      if self.expression_probability:
+        line += [str(self.expression[i]), f"{likeliest[i]:.2f}"]
+      if self.au:
+        line.append(" ".join(unit for unit, on in self.au.items() if on[i]) or "-")
+      lines.append(line)
+    return lines
+
+  @property
+  def _title(self) -> str:
+    first = f", the first {_SHOWN}" if len(self) > _SHOWN else ""
+    return f"Prediction of {len(self)} images{first}:"
+
+  def __repr__(self) -> str:
+    table = self._table()
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["  ".join(map(str.rjust, line, widths)) for line in table]
+    return "\n".join([self._title, *lines])
+
+  def _repr_html_(self) -> str:
+    """For notebooks."""
+    row = lambda line, tag: "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in line)
+    head, *body = self._table()
+    lines = [f"<tr>{row(line, 'td')}</tr>" for line in body]
+    return f"<p>{self._title}</p><table><tr>{row(head, 'th')}</tr>{''.join(lines)}</table>"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,47 +154,103 @@ class Attention:
 
 
 class Predictor:
-  """A model with its weights.
+  """A model with its weights: `affjax.load` opens one.
 
   Attributes:
     config: of the run, plain nested dict.
+    labels: task -> names of its outputs.
+    image_size: pixels of a side of the images that it takes.
     step: the checkpoint's.
+    postprocess: task -> settings as `affjax.calibrate` has them, with what decides by default: of
+      "expression" a "bias" for each, of "au" a "threshold" for each.
   """
 
-  def __init__(self, where: str | Path, checkpoint: str = "best") -> None:
-    """Loads the moving average of a run's checkpoint.
+  def __init__(
+    self,
+    config: Mapping[str, Any],
+    procedure: Any,
+    params: Any,
+    model_state: Any,
+    *,
+    step: int = 0,
+    settings: Mapping[str, Any] | None = None,
+  ) -> None:
+    """Takes a model; nothing is compiled.
 
     Args:
-      where: the run's folder.
-      checkpoint: "best" by the run's metric, "latest", or a step.
+      config: of the run.
+      procedure: that the config describes, see `open_procedure`; None: it is not known.
+      params: of the procedure.
+      model_state: likewise.
+      step: they are of.
+      settings: as `calibrate.read` gives them.
 
     Raises:
-      ValueError: no run, or no such checkpoint, there; or the config of the run is not one that
-        affjax writes. Nothing of it is executed: names in it lead to affjax's own models.
+      ValueError: settings of an ensemble, or of labels that the model lacks.
     """
-    where = Path(where)
-    self.config = workdir.read_config(where)
-    procedure = open_procedure(self.config, where / workdir.CONFIG)
-    self._labels = self.config["labels"]
-    self._image_size = self.config["data"]["image_size"]
-    root = where / workdir.CHECKPOINTS
-    self.step = checkpoints.pick(root, checkpoint)
-    saved = checkpoints.Checkpoints(root, read_only=True)
-    restored, _ = saved.restore(
-      self.step, experiment.abstract_state(procedure, sharding.make_mesh())
-    )
-    saved.close()
-    self._params, self._model_state = restored.averaged, restored.model_state
-    self._procedure = procedure
-    self._predict = jax.jit(procedure.predict)
+    self.config, self.step = config, step
+    self.labels: Mapping[str, Sequence[str]] = config["labels"]
+    self.image_size: int = config["data"]["image_size"]
+    self._procedure, self._params, self._model_state = procedure, params, model_state
+    one = {task: np.zeros((1, len(names)), np.float32) for task, names in self.labels.items()}
+    calibrate.apply(one, np.zeros(1, int), np.ones(1, bool), settings or {}, self.labels)
+    self.postprocess = contract.decisions(self.labels, settings or {})
 
-  def outputs(
-    self, images: np.ndarray | Sequence[np.ndarray | str | Path]
-  ) -> dict[str, np.ndarray]:
-    """The model's raw outputs: task -> [images, size]; `va` values, the others logits."""
+  @functools.cached_property
+  def contract(self) -> Mapping[str, Any]:
+    """From a photograph to the model's input: what `preprocess.json` of an export holds."""
+    return contract.preprocess(self.config, self.input_shape)
+
+  @property
+  def arrays(self) -> tuple[Any, Any]:
+    """Parameters and state of the model, copied to the host."""
+    return jax.device_get((self._params, self._model_state))
+
+  @property
+  def input_shape(self) -> tuple[int, ...]:
+    """[height, width, 3] of the model's images, or [width] of vectors."""
+    return self._procedure.input_shape
+
+  def _jitted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    compiled = jax.jit(function)
+    return lambda *inputs: compiled(self._params, self._model_state, *inputs)
+
+  @functools.cached_property
+  def _predict(self) -> Callable[..., dict[str, jax.Array]]:
+    return self._jitted(self._procedure.predict)
+
+  @functools.cached_property
+  def _vectors(self) -> Callable[..., dict[str, jax.Array]]:
+    return self._jitted(self._procedure.features)
+
+  @functools.cached_property
+  def _attend(self) -> Callable[..., dict[str, jax.Array]]:
+    def attend(params: Any, model_state: Any, images: jax.Array) -> dict[str, jax.Array]:
+      maps = self._procedure.predict(params, model_state, images, attention=True)[1]["decoder"]
+      return {name: x.swapaxes(0, 1) for name, x in maps.items()}
+
+    return self._jitted(attend)
+
+  def predict(self, images: Images, frames: Sequence[int] | None = None) -> Prediction:
+    """Predicts faces that are cropped and aligned as `contract` says.
+
+    Args:
+      images: [images, height, width, 3] uint8 RGB, or a sequence of such arrays ([height, width] is
+        taken as grey) or of paths, or one path; sizes may differ and are resized to the run's.
+      frames: of images of one person in one video: their frame numbers, see `sequence`.
+    """
+    outputs = self.outputs(images) if frames is None else self.sequence(images, frames)
+    return self.decide(self.probabilities(outputs))
+
+  def outputs(self, images: Images) -> dict[str, np.ndarray]:
+    """The model's raw outputs: task -> [images, size]; `va` values, the others logits.
+
+    Equal to the bit for equal images in the same bucket; of different ones, in float32, values and
+    probabilities are within about 1e-6.
+    """
     return self._in_buckets(self._predict, images)
 
-  def features(self, images: np.ndarray | Sequence[np.ndarray | str | Path]) -> np.ndarray:
+  def features(self, images: Images) -> np.ndarray:
     """[images, width] float32: what the outputs are read from, see `affect.AffectModel.features`.
 
     Args:
@@ -122,13 +258,7 @@ class Predictor:
     """
     return self._in_buckets(self._vectors, images)["features"]
 
-  @functools.cached_property
-  def _vectors(self) -> Callable[..., dict[str, jax.Array]]:
-    return jax.jit(self._procedure.features)
-
-  def sequence(
-    self, images: np.ndarray | Sequence[np.ndarray | str | Path], frames: Sequence[int]
-  ) -> dict[str, np.ndarray]:
+  def sequence(self, images: Images, frames: Sequence[int]) -> dict[str, np.ndarray]:
     """The raw outputs, as `outputs` gives them, for images of one person in one video.
 
     A temporal model sees windows of the run's length, cut as its splits were; of a frame that is in
@@ -138,59 +268,80 @@ class Predictor:
       images: as for `predict`; of paths only those of a few windows are in memory at a time.
       frames: [images] their frame numbers, from 0 on, in any order.
     """
+    images = self._checked(images)
     if len(frames) != len(images):
       raise ValueError(f"{len(images)} images with {len(frames)} frame numbers")
-    cut = dataclasses.replace(clips.Clips.of(self.config), shuffle="none")
-    if not cut or not self.config["model"].get("temporal"):
+    if not contract.is_temporal(self.config):
       return self.outputs(images)
+    cut = dataclasses.replace(clips.Clips.of(self.config), shuffle="none")
     someone = np.full(len(frames), "-")
     rows = cut.windows(someone, someone, np.asarray(frames))
-    if not len(rows):
-      raise ValueError("no images given")
-    size, parts = max(BUCKET // cut.length, 1), []
-    for start in range(0, len(rows), size):
-      some = np.full((size, cut.length), -1)
-      some[: len(rows) - start] = rows[start : start + size]
-      seen = self._windows(images, some)
-      parts.append(jax.device_get(self._predict(self._params, self._model_state, seen, some >= 0)))
-    whole = jax.tree.map(lambda *x: np.concatenate(x)[: len(rows)], *parts)
+    sizes = [size for size in BUCKETS if size * cut.length <= BUCKETS[-1]] or [1]
+
+    def batches() -> Iterator[tuple[int, tuple[np.ndarray, ...]]]:
+      with concurrent.futures.ThreadPoolExecutor() as pool:
+        for start, count, size in _cut(len(rows), sizes):
+          some = np.full((size, cut.length), -1)
+          some[:count] = rows[start : start + count]
+          yield count, (self._windows(images, some, pool), some >= 0)
+
+    whole = _run(self._predict, batches())
     return {name: clips.stitch(x, rows, len(images)) for name, x in whole.items()}
 
   def _windows(
-    self, images: np.ndarray | Sequence[np.ndarray | str | Path], rows: np.ndarray
+    self, images: Images, rows: np.ndarray, pool: concurrent.futures.Executor
   ) -> np.ndarray:
     """[windows, length, ...] of the images, each read once; zeros where the row is -1."""
     known, where = np.unique(rows[rows >= 0], return_inverse=True)
-    read = self._read([images[row] for row in known])
+    read = self._read([images[row] for row in known], pool)
     seen = np.zeros((*rows.shape, *read.shape[1:]), read.dtype)
     seen[rows >= 0] = read[where]
     return seen
 
-  def _read(self, images: np.ndarray | Sequence[np.ndarray | str | Path]) -> np.ndarray:
+  def _checked(self, images: Images) -> Any:
+    """A sequence of images; ValueError where it is none."""
+    images = [images] if isinstance(images, str | Path) else images
+    shape = np.shape(images) if isinstance(images, np.ndarray) else ()
+    if len(self.input_shape) == 3 and (len(shape) == 2 or (len(shape) == 3 and shape[-1] == 3)):
+      raise ValueError(f"one image of shape {shape}: give a list of it, [image]")
+    if not len(images):
+      raise ValueError("no images given")
+    return images
+
+  def _read(self, images: Images, pool: concurrent.futures.Executor) -> np.ndarray:
     """[images, height, width, 3] uint8 of the run's size; vectors as they are."""
-    shape = self._procedure.input_shape
+    shape = self.input_shape
     if len(shape) == 1:
       if any(np.shape(vector) != shape for vector in images):
         raise ValueError(f"the run takes features of {shape[0]} numbers, and no images")
       return np.asarray(images, np.float32)
-    size = (self._image_size, self._image_size)
-    return np.stack([fit(read_image(i) if isinstance(i, str | Path) else i, size) for i in images])
+    size = (self.image_size, self.image_size)
+    one = lambda image: fit(read_image(image) if isinstance(image, str | Path) else image, size)
+    return np.stack(list(pool.map(one, images)))
 
   def _in_buckets(
-    self, function: Callable[..., Any], images: np.ndarray | Sequence[np.ndarray | str | Path]
+    self, function: Callable[..., Any], images: Images, sizes: Sequence[int] = ()
   ) -> Any:
-    """What a jitted function of images gives for all of them: a tree of [images, ...]."""
-    if not len(images):
-      raise ValueError("no images given")
-    parts = []
-    for start in range(0, len(images), BUCKET):
-      chunk = self._read(images[start : start + BUCKET])
-      padded = np.zeros((BUCKET, *chunk.shape[1:]), chunk.dtype)
-      padded[: len(chunk)] = chunk
-      parts.append(jax.device_get(function(self._params, self._model_state, padded)))
-    return jax.tree.map(lambda *x: np.concatenate(x)[: len(images)], *parts)
+    """What a jitted function of images gives for all of them: a tree of [images, ...].
 
-  def attention(self, images: np.ndarray | Sequence[np.ndarray | str | Path]) -> Attention:
+    Args:
+      function: [bucket, ...] -> a tree of [bucket, ...].
+      images: as for `predict`.
+      sizes: of buckets; (): `BUCKETS`.
+    """
+    images = self._checked(images)
+
+    def batches() -> Iterator[tuple[int, tuple[np.ndarray, ...]]]:
+      with concurrent.futures.ThreadPoolExecutor() as pool:
+        for start, count, size in _cut(len(images), sizes or BUCKETS):
+          read = self._read(images[start : start + count], pool)
+          padded = np.zeros((size, *read.shape[1:]), read.dtype)
+          padded[:count] = read
+          yield count, (padded,)
+
+    return _run(function, batches())
+
+  def attention(self, images: Images) -> Attention:
     """Where the task tokens look.
 
     Args:
@@ -199,7 +350,7 @@ class Predictor:
     Raises:
       ValueError: the model has no task tokens.
     """
-    maps = self._in_buckets(self._attend, images)
+    maps = self._in_buckets(self._attend, images, BUCKETS[:-1])  # maps are large
     if not maps:
       raise ValueError(f"{self.config['model']['decoder']['name']} has no task tokens that look")
     tokens, image = (np.moveaxis(maps[name], 0, 1) for name in ("tokens", "image"))
@@ -208,51 +359,175 @@ class Predictor:
     image = image[..., patches - side**2 :].reshape(*image.shape[:-1], side, side)
     return Attention(self._token_names(), tokens, image)
 
-  @functools.cached_property
-  def _attend(self) -> Callable[..., dict[str, jax.Array]]:
-    def attend(params: Any, model_state: Any, images: jax.Array) -> dict[str, jax.Array]:
-      maps = self._procedure.predict(params, model_state, images, attention=True)[1]["decoder"]
-      return {name: x.swapaxes(0, 1) for name, x in maps.items()}
-
-    return jax.jit(attend)
-
   def _token_names(self) -> tuple[str, ...]:
     """The model's names of its tokens, an index by the label that has it."""
     model = nnx.merge(self._procedure.graphdef, self._params["model"], self._model_state["model"])
     parts = (name.partition("/") for name in model.decoder.token_names)
-    return tuple(self._labels[task][int(i)] if i else task for task, _, i in parts)
+    return tuple(self.labels[task][int(i)] if i else task for task, _, i in parts)
 
-  def predict(self, images: np.ndarray | Sequence[np.ndarray | str | Path]) -> Prediction:
-    """Predicts faces that are cropped and aligned as the run's training images are.
+  def probabilities(self, outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Raw outputs -> what `decide` takes: task -> [images, size] float64.
+
+    Values of "va", probabilities of the others. It is these that are smoothed over time.
+    """
+    wide = {task: np.asarray(outputs[task], np.float64) for task in self.labels}
+    of = {
+      "expression": functools.partial(scipy.special.softmax, axis=-1),
+      "au": scipy.special.expit,
+    }
+    return {task: of.get(task, np.asarray)(values) for task, values in wide.items()}
+
+  def decide(self, values: Mapping[str, np.ndarray]) -> Prediction:
+    """Names what `probabilities` gives, and decides on expressions and units by `postprocess`.
 
     Args:
-      images: [images, height, width, 3] uint8 RGB, or a sequence of such arrays ([height, width] is
-        taken as grey) or of paths; sizes may differ and are resized to the run's.
+      values: task -> [images, size].
     """
-    out = self.outputs(images)
-    empty: Mapping[str, Sequence[str]] = {"va": (), "expression": (), "au": ()}
-    labels = {**empty, **self._labels}
-    columns = lambda task, values: dict(zip(labels[task], values.T, strict=True))
-    none = np.zeros((len(next(iter(out.values()))), 0), np.float32)
-    logits = out.get("expression", none)
-    exps = np.exp(logits - logits.max(-1, keepdims=True, initial=-np.inf)) if logits.size else none
-    probability = exps / exps.sum(-1, keepdims=True) if logits.size else none
-    best = probability.argmax(-1) if logits.size else np.zeros(len(none), int)
-    names = np.array([*labels["expression"], ""])
-    return Prediction(
-      va=columns("va", out.get("va", none)),
-      expression=names[best] if logits.size else names[np.full(len(none), -1)],
-      expression_probability=columns("expression", probability),
-      au_probability=columns("au", 1 / (1 + np.exp(-out["au"])) if "au" in out else none),
+    count = len(next(iter(values.values())))
+    columns = lambda task, of: dict(zip(self.labels.get(task, ()), of.T, strict=True))
+    given = lambda task: values.get(task, np.zeros((count, 0)))
+    bias, threshold = (
+      np.array(list(self.postprocess.get(task, {}).get(field, {}).values()))
+      for task, field in (("expression", "bias"), ("au", "threshold"))
     )
+    expression = np.full(count, "")
+    if "expression" in values:
+      smallest = np.finfo(np.float64).tiny
+      decides = np.log(np.maximum(values["expression"], smallest)) + bias
+      expression = np.array(self.labels["expression"])[decides.argmax(-1)]
+    return Prediction(
+      va=columns("va", given("va").astype(np.float32)),
+      expression=expression,
+      expression_probability=columns("expression", given("expression").astype(np.float32)),
+      au_probability=columns("au", given("au").astype(np.float32)),
+      au=columns("au", given("au") >= threshold),
+    )
+
+
+class Portable(Predictor):
+  """A model as a StableHLO program: outputs alone, and nothing of affjax's models is needed."""
+
+  def __init__(
+    self, config: Mapping[str, Any], exported: jax.export.Exported, **facts: Any
+  ) -> None:
+    """Takes a program.
+
+    Args:
+      config: of the run.
+      exported: see `open_program`.
+      **facts: of `Predictor`.
+    """
+    super().__init__(config, None, None, None, **facts)
+    self._exported = exported
+    self._call = jax.jit(exported.call)
+
+  @property
+  def input_shape(self) -> tuple[int, ...]:
+    """As of `Predictor`; () of a program that takes nothing."""
+    taken = self._exported.in_avals
+    return tuple(taken[0].shape[len(taken) :]) if taken else ()
+
+  def fits(self, expected: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether the program takes and gives what `contract.expected` says, whatever the batch."""
+    of, tasks = expected[contract.PREPROCESS], expected[contract.LABELS]["tasks"]
+    taken = tuple(part for part in (of["input"], of["present"]) if part)
+    given = {task: of["output"] for task, of in tasks.items()}
+    for tree, avals, own in (
+      (self._exported.in_tree, self._exported.in_avals, (taken, {})),
+      (self._exported.out_tree, self._exported.out_avals, given),
+    ):
+      parts, own_tree = jax.tree.flatten(
+        own, is_leaf=lambda x: isinstance(x, dict) and "shape" in x
+      )
+      if tree != own_tree:
+        return False
+      for x, part in zip(avals, parts, strict=True):
+        any_batch = x.shape and not isinstance(x.shape[0], int)
+        if not any_batch or [*x.shape[1:], x.dtype.name] != [*part["shape"][1:], part["dtype"]]:
+          return False
+    return True
+
+  def _predict(self, images: np.ndarray, present: np.ndarray | None = None) -> dict[str, jax.Array]:
+    """The program gives probabilities; their logarithms are logits as good as the model's own."""
+    alone = present is None and len(self._exported.in_avals) == 2
+    if alone:  # a clip of one frame: what is not there has no influence
+      length = self._exported.in_avals[0].shape[1]
+      present = np.arange(length) == np.zeros((len(images), 1))
+      images = np.where(
+        present.reshape(*present.shape, *[1] * (images.ndim - 1)),
+        images[:, None],
+        images.dtype.type(0),
+      )
+    given = self._call(images, *(() if present is None else (present,)))
+    given = {task: y[:, 0] if alone else y for task, y in given.items()}
+    finite = lambda p: jax.numpy.clip(p, 1e-30, 1 - 2**-24)
+    of = {
+      "expression": lambda p: jax.numpy.log(finite(p)),
+      "au": lambda p: jax.scipy.special.logit(finite(p)),
+    }
+    return {task: of.get(task, lambda x: x)(y) for task, y in given.items()}
+
+  def features(self, images: Images) -> np.ndarray:
+    """Raises ValueError: a program gives outputs alone."""
+    raise ValueError(_ALONE.format("features"))
+
+  def attention(self, images: Images) -> Attention:
+    """Raises ValueError: a program gives outputs alone."""
+    raise ValueError(_ALONE.format("attention"))
+
+
+_ALONE = f"{contract.STABLEHLO} gives outputs and no {{}}: export with --format=safetensors as well"
+
+
+def _cut(count: int, sizes: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+  """Start, number and bucket of the parts that `count` images are cut into.
+
+  A part is padded where at most half of the bucket is; at most half of the work is for nothing.
+  """
+  start = 0
+  while start < count:
+    left = count - start
+    above = next((size for size in sizes if size >= left), None)
+    if above and above <= 2 * left:
+      yield start, left, above
+      return
+    below = max((size for size in sizes if size <= left), default=sizes[0])
+    yield start, min(below, left), below
+    start += below
+
+
+def _run(function: Callable[..., Any], batches: Iterable[tuple[int, Any]]) -> Any:
+  """What a jitted function gives for batches of (rows that count, inputs): a tree of [rows, ...].
+
+  A batch is read while the device works on the one before.
+  """
+  parts: list[Any] = []
+  landed = lambda count, given: jax.tree.map(lambda x: x[:count], jax.device_get(given))
+  flying = None
+  for count, inputs in batches:
+    given = function(*inputs)
+    if flying is not None:
+      parts.append(landed(*flying))
+    flying = count, given
+  parts.append(landed(*flying))
+  return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
 
 def open_procedure(config: Mapping[str, Any], path: Path) -> Any:
   """The procedure of a config that may be anybody's; ValueError names its file and the fault."""
+  return _of_config(procedures.from_config, config, path)
+
+
+def check_config(config: Mapping[str, Any], path: Path) -> None:
+  """Raises ValueError, naming its file and the fault, for a config that no run could have."""
+  _of_config(lambda config: None, config, path)
+
+
+def _of_config(make: Callable[[Any], Any], config: Mapping[str, Any], path: Path) -> Any:
   try:
     _check(config)
     clips.Clips.of(config)
-    return procedures.from_config(config)
+    return make(config)
   except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as e:
     # The last four come from deep inside, where a config of affjax's has something else.
     kind = "" if isinstance(e, ValueError) else f"{type(e).__name__}: "
@@ -294,6 +569,115 @@ def _check_leaves(tree: Any, name: str, depth: int = 0) -> None:
     raise ValueError(f"{name}={reprlib.repr(tree)}: use a number of at most {_NUMBER:,}")
 
 
-def load(where: str | Path, checkpoint: str = "best") -> Predictor:
-  """See `Predictor`."""
-  return Predictor(where, checkpoint)
+def load(
+  where: str | Path,
+  checkpoint: str = "best",
+  *,
+  weights: str = "ema",
+  settings: str | Path | None = None,
+) -> Predictor:
+  """Opens a run or an export of one.
+
+  Args:
+    where: folder of the run, or one that `python -m affjax.export` wrote.
+    checkpoint: of a run, "best" by its metric, "latest", or a step.
+    weights: of a run, "ema" (the moving average, where one is kept) or "raw".
+    settings: file of `python -m affjax.calibrate --save`: how expressions and units are decided on.
+      Smoothing and what else is of videos is left to `affjax.predict` and `affjax.submit`. None:
+      those that an export holds, else the most probable expression, and units from 0.5 on.
+
+  Raises:
+    ValueError: no run, or no such checkpoint, there; the config is not one that affjax writes; or
+      the files do not fit each other. Nothing of them is executed but a StableHLO program, where
+      there are no other weights: names lead to affjax's own models.
+  """
+  where = Path(where)
+  chosen = calibrate.read(settings) if settings else None
+  if not (where / contract.PREPROCESS).is_file():
+    return _load_run(where, checkpoint, weights, chosen)
+  if (checkpoint, weights) != ("best", "ema"):
+    raise ValueError(f"{where} is an export, of one checkpoint: leave out checkpoint and weights")
+  return _load_export(where, chosen)
+
+
+def _load_run(
+  where: Path, checkpoint: str, weights: str, settings: Mapping[str, Any] | None
+) -> Predictor:
+  config = workdir.read_config(where)
+  procedure = open_procedure(config, where / workdir.CONFIG)
+  if weights not in ("ema", "raw"):
+    raise ValueError(f"weights={weights!r}: use ema or raw")
+  root = where / workdir.CHECKPOINTS
+  step = checkpoints.pick(root, checkpoint)
+  saved = checkpoints.Checkpoints(root, read_only=True)
+  state, _ = saved.restore(step, experiment.abstract_state(procedure, _one_device()))
+  saved.close()
+  params = state.averaged if weights == "ema" else state.params
+  return Predictor(config, procedure, params, state.model_state, step=step, settings=settings)
+
+
+def _one_device() -> jax.sharding.Mesh:
+  return sharding.make_mesh(devices=jax.local_devices()[:1])
+
+
+def _load_export(where: Path, settings: Mapping[str, Any] | None) -> Predictor:
+  config = workdir.read_config(where)
+  own = where / contract.SETTINGS
+  own = calibrate.read(own) if own.is_file() else {}
+  check_config(config, where / workdir.CONFIG)
+  there = [n for n in (contract.WEIGHTS, contract.STABLEHLO) if (where / n).is_file()]
+  if not there:
+    raise ValueError(
+      f"{where} holds neither {contract.WEIGHTS} nor {contract.STABLEHLO}: export the run again"
+    )
+  path = where / there[0]
+  facts = {"step": contract.check_model(path), "settings": own if settings is None else settings}
+  if path.name == contract.STABLEHLO:
+    made: Predictor = Portable(config, open_program(path), **facts)
+  else:
+    procedure = open_procedure(config, where / workdir.CONFIG)
+    shapes = experiment.abstract_state(procedure, mesh := _one_device())
+    arrays = contract.read_weights(path, shapes.params, shapes.model_state)
+    put = lambda tree: jax.device_put({"model": tree["model"]}, sharding.replicated(mesh))
+    made = Predictor(config, procedure, *map(put, arrays), **facts)
+  expects = lambda config: contract.expected(config, own, made.input_shape)
+  expected = _of_config(expects, config, where / workdir.CONFIG)
+  if isinstance(made, Portable) and not made.fits(expected):
+    raise ValueError(f"{path}: takes or gives other than config.json says: export the run again")
+  made.contract = contract.check(where, expected)
+  return made
+
+
+def open_program(path: Path) -> jax.export.Exported:
+  """Reads a StableHLO file.
+
+  Raises:
+    ValueError: names the file; it is damaged, or calls what is outside of StableHLO.
+  """
+  try:
+    exported = jax.export.deserialize(bytearray(path.read_bytes()))
+    calls = _calls(exported)
+  except (
+    *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError),
+    *(NotImplementedError, RecursionError, struct.error, jax.errors.JaxRuntimeError, ir.MLIRError),
+  ) as e:
+    raise ValueError(f"{path} is no StableHLO file of jax.export: export the run again") from e
+  if calls - _CALLS:
+    raise ValueError(f"{path} calls {', '.join(sorted(calls - _CALLS))[:200]}: it is not affjax's")
+  return exported
+
+
+def _calls(exported: jax.export.Exported) -> set[str]:
+  """What a program calls outside of StableHLO; such a call might run anything."""
+  found = set()
+
+  def look(op: Any) -> Any:
+    if op.name.endswith("custom_call"):
+      found.add(op.attributes["call_target_name"].value)
+    return ir.WalkResult.ADVANCE
+
+  with ir.Context() as context:
+    stablehlo.register_dialect(context)
+    module = stablehlo.deserialize_portable_artifact(context, exported.mlir_module_serialized)
+    module.operation.walk(look)
+  return found

@@ -1,5 +1,7 @@
 """The first state of a run, taken in part from another run or from a file of arrays.
 
+  config.init = "faceres-deep"  # what scripts/import_weights.py imported, or a source as below
+
   config.initialise = dict(
     source="runs/vit_mtl",      # a run's folder, an .npz or .safetensors file; None: at random
     checkpoint="best",          # of a run: best, latest or a step
@@ -13,13 +15,19 @@ What is taken stands in the parameters, in their moving average and in what else
 step and optimiser start anew. A run that continues has its own checkpoint and takes nothing.
 
 Positions of another grid of patches are resized, blocks stacked where this run's are (`scan`), or
-taken apart. A file with the names of a ViT of `transformers` is taken as the encoder; what such
-weights need of the model is in `weights.from_transformers`.
+taken apart, batch norms folded where this run's encoder has norm "none".
+
+Imported weights, and files with public names (see `weights.convert`), are taken as the encoder. An
+import also knows how its network saw pixels, and its licence and origin, which stand in the facts;
+in other files the first layer is taken as it is, for pixels in [-1, 1]. Where the run's encoder
+is not built as the weights need it, the report says so.
 """
 
 import collections
 import dataclasses
 import hashlib
+import importlib
+import inspect
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -39,6 +47,8 @@ FIELDS = ("source", "checkpoint", "weights", "include", "exclude", "rename")
 ENCODER = "model/encoder/"
 POSITIONS = f"{ENCODER}positions"
 FILES = (".npz", ".safetensors")
+# Fields of an encoder that its arrays do not show: others would not have the arrays' shapes.
+UNSEEN = ("gelu", "norm_epsilon", "num_heads", "centre", "norm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,25 +66,49 @@ class Taken:
   report: str
 
 
-def read(section: Mapping[str, Any] | None, state: TrainState) -> Taken | None:
-  """Reads what a config asks for and holds it against the state that it is for.
+def start(config: Mapping[str, Any], state: TrainState) -> Taken | None:
+  """Reads what a run's config asks for: `read`, where `config.init` may name the source.
+
+  Args:
+    config: of the run.
+    state: of this run, or its shapes.
+
+  Raises:
+    ValueError: as `read`; or two sources are named.
+  """
+  section, init = dict(config.get("initialise") or {}), config.get("init")
+  if init:
+    if section.get("source") not in (None, "", init):
+      raise ValueError(
+        f"config.init={init!r} and config.initialise.source={section['source']!r}: name one source"
+      )
+    section["source"] = init
+  return read(section, state, config["model"])
+
+
+def read(
+  section: Mapping[str, Any] | None, state: TrainState, model: Mapping[str, Any] | None = None
+) -> Taken | None:
+  """Reads what is asked for and holds it against the state that it is for.
 
   Args:
     section: `config.initialise`; None, as in the configs of earlier runs: nothing is asked for.
     state: of this run, or its shapes.
+    model: `config.model`, to be held against what public weights need; None: it is not.
 
   Raises:
     ValueError: there is no such source, a pattern fits nothing, nothing is left to take, or an
-      array has another shape or numbers that are none.
+      array has another shape or numbers that are none; or the weights are of another encoder.
   """
   if not section or not section.get("source"):
     return None
   if unknown := sorted(set(section) - set(FIELDS)):
     raise ValueError(f"config.initialise takes no {unknown}; it takes {', '.join(FIELDS)}")
   arrays, facts = _open(section)
+  differ = _differences(facts, model)
   found = _renamed(arrays, section.get("rename") or ())
   own = paths.named(state.params) | paths.named(state.model_state)
-  found = _stacked_as(found, own)
+  found = _normed_as(_stacked_as(found, own), own)
   chosen = _chosen(own, section)
   if not (common := [name for name in chosen if name in found]):
     raise ValueError(
@@ -84,11 +118,11 @@ def read(section: Mapping[str, Any] | None, state: TrainState) -> Taken | None:
     )
   resized = _resized(found, own, common)
   taken = {name: resized.get(name, found[name]) for name in common}
-  _check_shapes(taken, own, facts["source"])
+  _check_shapes(taken, own, facts)
   taken = {name: array.astype(own[name].dtype) for name, array in taken.items()}
   _check_finite(taken, facts["source"])
   facts["arrays"] = len(taken)
-  return Taken(taken, facts, _report(facts, taken, own, chosen, found, resized))
+  return Taken(taken, facts, _report(facts, taken, own, chosen, found, resized) + differ)
 
 
 def fill(state: TrainState, arrays: Mapping[str, jax.Array | np.ndarray]) -> TrainState:
@@ -112,19 +146,14 @@ def fill(state: TrainState, arrays: Mapping[str, jax.Array | np.ndarray]) -> Tra
 
 def _open(section: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
   """The source's arrays by name, and where they are from."""
-  path = Path(section["source"]).expanduser().absolute()
+  path = weights.find(section["source"])
   if path.is_file() and path.suffix in FILES:
-    arrays = weights.read(path)
-    with path.open("rb") as file:
-      digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if weights.of_transformers(arrays):
-      arrays = {ENCODER + n: array for n, array in weights.from_transformers(arrays).items()}
-    return arrays, {"source": str(path), "sha256": digest}
+    return _open_file(path)
   root = path / workdir.CHECKPOINTS
   if not root.is_dir():
     raise ValueError(
       f"config.initialise.source={section['source']!r} is neither the folder of a run nor a file"
-      f" ({' or '.join(FILES)})"
+      f" ({' or '.join(FILES)}) nor the name of imported weights ({', '.join(weights.KNOWN)})"
     )
   kind = section.get("weights") or WEIGHTS[0]
   if kind not in WEIGHTS:
@@ -137,6 +166,66 @@ def _open(section: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, 
   digest = hashlib.sha256((folder / checkpoints.MANIFEST).read_bytes()).hexdigest()
   facts = {"source": str(path), "step": step, "weights": kind, "manifest_sha256": digest}
   return arrays | paths.named(parts["model_state"]), facts
+
+
+def _open_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  arrays = weights.read(path)
+  with path.open("rb") as file:
+    facts = {"source": str(path), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+  if said := weights.facts(path):
+    facts |= {name: said[name] for name in ("name", "licence", "data", "citation", "model")}
+    facts["provenance"] = f"{said['source']} (SHA-256 {said['sha256']})"
+  elif public := weights.convert(arrays):
+    arrays, facts["model"] = public.arrays, public.encoder
+  prefix = ENCODER if "model" in facts else ""
+  return {prefix + name: array for name, array in arrays.items()}, facts
+
+
+def _differences(facts: Mapping[str, Any], model: Mapping[str, Any] | None) -> str:
+  """A line on what a run's encoder has otherwise than its weights need it; "": nothing.
+
+  Raises:
+    ValueError: it is another encoder.
+  """
+  needs = facts.get("model")
+  if not needs or not model:
+    return ""
+  encoder, name = model["encoder"], needs["name"]
+  if encoder["name"] != name:
+    raise ValueError(
+      f"config.model.encoder is {encoder['name']}, {facts['source']} holds weights of {name}: take"
+      " other weights, or this encoder"
+    )
+  has = _defaults(encoder["name"]) | dict(encoder)
+  # Heads that are not given are a variant's, and those are as the weights have them.
+  fields = [f for f in UNSEEN if f in needs and (f != "num_heads" or encoder.get("width"))]
+  differ = [field for field in fields if not _same(has.get(field), needs[field])]
+  if not differ:
+    return ""
+  want = ", ".join(f"{field}={_first(needs[field])!r}" for field in differ)
+  there = ", ".join(f"{field}={has.get(field)!r}" for field in differ)
+  return f"\n       warning: these weights need config.model.encoder to have {want}; it has {there}"
+
+
+def _defaults(name: str) -> dict[str, Any]:
+  """Argument -> default of an encoder that a config could name."""
+  module, _, attribute = name.rpartition(".")
+  encoder = getattr(importlib.import_module(f"affjax.models.{module}"), attribute)
+  return {n: p.default for n, p in inspect.signature(encoder.__init__).parameters.items()}
+
+
+def _same(value: Any, need: Any) -> bool:
+  """Whether a value is what is needed: a number, a text, numbers, or one of several texts."""
+  if isinstance(need, list) and need and isinstance(need[0], str):
+    return value in need
+  try:
+    return bool(np.allclose(value, need, rtol=1e-6, atol=0 if np.ndim(need) == 0 else 1e-6))
+  except (TypeError, ValueError):
+    return value == need
+
+
+def _first(need: Any) -> Any:
+  return need[0] if isinstance(need, list) and need and isinstance(need[0], str) else need
 
 
 def _renamed(
@@ -196,6 +285,12 @@ def _stacked_as(
   return found
 
 
+def _normed_as(found: Mapping[str, np.ndarray], own: Mapping[str, Any]) -> Mapping[str, np.ndarray]:
+  """The source's batch norms folded, unless this run's encoder has some."""
+  keeps = any(name.startswith(ENCODER) and name.endswith("/norm/mean") for name in own)
+  return found if keeps else weights.fold(found)
+
+
 def _resized(
   found: Mapping[str, np.ndarray], own: Mapping[str, Any], common: Iterable[str]
 ) -> dict[str, np.ndarray]:
@@ -219,16 +314,19 @@ def _grid(length: int) -> tuple[int, bool]:
   return math.isqrt(length - class_token), class_token
 
 
-def _check_shapes(taken: Mapping[str, np.ndarray], own: Mapping[str, Any], source: str) -> None:
+def _check_shapes(
+  taken: Mapping[str, np.ndarray], own: Mapping[str, Any], facts: Mapping[str, Any]
+) -> None:
   wrong = [name for name, array in taken.items() if array.shape != own[name].shape]
   if not wrong:
     return
   first = ", ".join(f"{n} is {taken[n].shape} there, {own[n].shape} here" for n in wrong[:2])
   more = f", and {len(wrong) - 2} more differ" if len(wrong) > 2 else ""
   few = f"='{'|'.join(wrong)}'" if len(wrong) <= 4 else ""
+  needs = f" (config.model.encoder that it fits: {facts['model']})" if "model" in facts else ""
   raise ValueError(
-    f"config.initialise: {source}: {first}{more}: leave out what is of another size"
-    f" with config.initialise.exclude{few}"
+    f"config.initialise: {facts['source']}: {first}{more}: leave out what is of another size"
+    f" with config.initialise.exclude{few}{needs}"
   )
 
 

@@ -1,4 +1,4 @@
-"""What a run says while it runs: the terminal, JSON lines, TensorBoard."""
+"""What a run says while it runs: the terminal, JSON lines, TensorBoard, W&B."""
 
 import collections
 import contextlib
@@ -8,6 +8,7 @@ import os
 import resource
 import sys
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +22,7 @@ from tqdm import tqdm
 from affjax import cost
 
 LOG = "metrics.jsonl"
+WANDB = "wandb.json"
 # What a line of training says of the machine; all else of it is the same wherever it runs again.
 SPEED = ("images_per_second", "teraflops", "mfu", "waiting_for_data", "memory_gb")
 # Kinds of lines that are written before a step is saved.
@@ -49,8 +51,12 @@ def cut_back(path: Path, step: int, scored: bool) -> None:
       continue
     if entry["step"] < step or (entry["step"] == step and (scored or entry["kind"] in OF_A_STEP)):
       kept.append(line)
+  _replace(path, "".join(line + "\n" for line in kept))
+
+
+def _replace(path: Path, text: str) -> None:
   partial = path.with_suffix(".partial")
-  partial.write_text("".join(line + "\n" for line in kept))
+  partial.write_text(text)
   partial.rename(path)
 
 
@@ -73,6 +79,7 @@ class Monitor:
     primary: whether this process writes and prints (one of them does).
     flops: floating-point operations of a step, by `cost.flops`.
     peak: what all devices together could do; None: not known.
+    wandb: gets the same numbers; None: nobody else does.
   """
 
   def __init__(
@@ -87,6 +94,7 @@ class Monitor:
     primary: bool,
     flops: float = 0.0,
     peak: cost.Peak | None = None,
+    wandb: "Wandb | None" = None,
   ) -> None:
     self._tasks = tuple(tasks)
     self._primary = primary
@@ -102,6 +110,8 @@ class Monitor:
     if primary:
       cut_back(workdir / LOG, start if start else -1, scored)
       self._log = (workdir / LOG).open("a")
+      self._wandb = wandb or Wandb(None, workdir)
+      self._wandb.catch_up(workdir / LOG)
       self._events = _Events(workdir / "tensorboard", start + 1)
     live = primary and sys.stderr.isatty()
     self._bar = tqdm(total=steps, initial=start, unit="step", disable=not live, dynamic_ncols=True)
@@ -189,12 +199,13 @@ class Monitor:
     return speed
 
   def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
-    """Adds a line to the JSON log and the same numbers to TensorBoard."""
+    """Adds a line to the JSON log and the same numbers to TensorBoard and W&B."""
     if not self._primary:
       return
     self._log.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
     self._log.flush()
     self._events.add({f"{kind}/{name}": value for name, value in values.items()}, step)
+    self._wandb.add(step, kind, values)
 
 
 class _Events:
@@ -228,6 +239,134 @@ class _Events:
   def close(self) -> None:
     """Closes the file."""
     self._writer.close()
+
+
+class Wandb:
+  """The numbers of a run at Weights & Biases; what fails there later does not stop the run.
+
+  A run that is continued is continued there. W&B takes nothing back, so that what it has got is not
+  sent again: it would be the same, but for the speed.
+
+  Args:
+    project: where W&B shows the run beside others; None: all of this does nothing.
+    workdir: of the run; gets WANDB and, in `wandb/`, W&B's own files.
+
+  Raises:
+    ValueError: the extra is not installed.
+  """
+
+  def __init__(self, project: str | None, workdir: Path) -> None:
+    self._project, self._workdir, self._run = project, workdir, None
+    self._failures: tuple[type[Exception], ...] = ()
+    if project is None:
+      return
+    try:  # names, as a folder `wandb` (W&B leaves such) is imported too where there is no W&B
+      from wandb import Error, Settings, init
+      from wandb.errors import AuthenticationError, UsageError
+      from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
+    except ImportError as e:
+      raise ValueError(
+        f'config.wandb={project}: {e}: pip install "affjax[wandb]", or leave config.wandb out'
+      ) from None
+    self._init, self._settings = init, Settings
+    self._refusals = (AuthenticationError, UsageError)
+    self._failures = (Error, OSError, HandleAbandonedError, MailboxClosedError)
+
+  @contextlib.contextmanager
+  def open(self, facts: Mapping[str, Any]) -> Iterator[None]:
+    """Is connected to W&B for the time of a block.
+
+    Args:
+      facts: what W&B shows as the run's config.
+
+    Raises:
+      ValueError: before the block: W&B does not know who asks, or refuses the project's name.
+    """
+    if self._project is not None:
+      self._sent = self._read()
+      with self._surviving():
+        self._connect(facts)
+    code = 1
+    try:
+      yield
+      code = 0
+    finally:
+      with self._surviving():
+        if self._run:
+          self._run.finish(exit_code=code)
+
+  def _connect(self, facts: Mapping[str, Any]) -> None:
+    try:
+      self._run = self._init(
+        project=self._project,
+        id=self._sent["id"],
+        name=str(self._workdir),
+        dir=self._workdir,
+        config=dict(facts),
+        allow_val_change=True,
+        resume="allow",
+        reinit="create_new",
+        # Where the network is gone W&B would wait for it at the end, for ever.
+        settings=self._settings(
+          console="off", silent=True, finish_timeout=60, finish_timeout_raises=True
+        ),
+      )
+    except self._refusals as e:
+      raise ValueError(
+        f"config.wandb={self._project}: {' '.join(str(e).split())} (or set WANDB_MODE=offline, or"
+        " leave config.wandb out)"
+      ) from None
+    self._run.define_metric("*", step_metric="step")  # W&B's own counts what it is sent
+    place = "offline" if self._run.offline else self._run.url
+    print(f"       W&B: {place}, {self._workdir / 'wandb'}", flush=True)
+
+  @contextlib.contextmanager
+  def _surviving(self) -> Iterator[None]:
+    try:
+      yield
+    except self._failures as e:
+      self._run = None
+      why = " ".join(str(e).split()) or type(e).__name__
+      tqdm.write(
+        f"warning: W&B: {why}: the run goes on without it; its next start sends what is missing,"
+        f" `wandb sync` what is in {self._workdir / 'wandb'}",
+        file=sys.stderr,
+      )
+
+  def _read(self) -> dict[str, Any]:
+    """WANDB: the run's id there, the last step that was sent, and the kinds of its lines."""
+    path = self._workdir / WANDB
+    if not path.is_file():
+      return {"id": uuid.uuid4().hex[:12], "step": -1, "kinds": []}
+    try:
+      sent = json.loads(path.read_text())
+      return {"id": str(sent["id"]), "step": int(sent["step"]), "kinds": list(sent["kinds"])}
+    except (ValueError, TypeError, LookupError):
+      raise ValueError(
+        f"{path} does not say which run of W&B this is: remove it to begin another one there"
+      ) from None
+
+  def add(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
+    """Sends the numbers of a line of the log, unless that was done by an earlier start."""
+    sent = self._sent if self._run else None
+    if not sent or step < sent["step"] or (step == sent["step"] and kind in sent["kinds"]):
+      return
+    with self._surviving():
+      self._run.log({"step": step} | {f"{kind}/{name}": value for name, value in values.items()})
+      kinds = sent["kinds"] if step == sent["step"] else []
+      sent |= {"step": step, "kinds": [*kinds, kind]}
+      _replace(self._workdir / WANDB, json.dumps(sent))
+
+  def catch_up(self, log: Path) -> None:
+    """Sends the lines of a log that were not sent, as W&B was off or out of reach."""
+    for entry in map(json.loads, log.read_text().splitlines() if self._run else ()):
+      self.add(entry.pop("step"), entry.pop("kind"), entry)
+
+  def result(self, result: Mapping[str, Any]) -> None:
+    """Sends what a run ends with, for the table of runs."""
+    with self._surviving():
+      if self._run:
+        self._run.summary.update({"best": dict(result)})
 
 
 def describe(tasks: Iterable[str], values: Mapping[str, float], speed: Mapping[str, float]) -> str:

@@ -1,56 +1,55 @@
-"""Pictures of a run."""
+"""Pictures of a run: `report.html`, which every run draws at its end, and those beside it.
 
+  python -m affjax.report --workdir=runs/x
+  python -m affjax.report --workdir=runs/x --which=latest --splits=test
+
+scores a checkpoint again and draws the page anew. It is one file that needs neither a network nor
+scripts. Scores are those of all rows; what is drawn of single rows is of `evaluate.ROWS` of them at
+most, evenly spaced. Faces are shown of `synthetic_faces` alone, whose people do not exist.
+"""
+
+import argparse
+import dataclasses
+import functools
 import json
 import math
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
+import jax
 import numpy as np
+import tensorflow_datasets as tfds
+from scipy import special
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; black for text.
-COLOURS = [
-  (0, 114, 178),
-  (213, 94, 0),
-  (0, 158, 115),
-  (204, 121, 167),
-  (230, 159, 0),
-  (86, 180, 233),
-]
-# Logarithmic from this ratio of the largest to the smallest value on.
-LOG_RATIO = 8.0
+from affjax import (
+  checkpoints,
+  compiled,
+  evaluate,
+  experiment,
+  figures,
+  inference,
+  monitor,
+  workdir,
+)
+from affjax.data import page, records, selection
 
-Curve = tuple[np.ndarray, np.ndarray]  # [points] steps, [points] values
-
-
-def caption(
-  labels: Mapping[str, Any], mask: Mapping[str, Any], names: Mapping[str, Sequence[str]]
-) -> list[str]:
-  """The labels of one image in words, a line a task; "-" where a task is not annotated.
-
-  Args:
-    labels: task -> label of the image.
-    mask: task -> its mask.
-    names: task -> names of its labels.
-  """
-  lines = []
-  for task, known in names.items():
-    label, given = np.asarray(labels[task]), np.asarray(mask[task])
-    if not given.any():
-      lines.append(f"{task} -")
-    elif task == "va":
-      shown = [f"{v:+.2f}" if m else "-" for v, m in zip(label, given, strict=True)]
-      lines.append("V {} A {}".format(*shown))
-    elif task == "expression":
-      top = np.argsort(-label, kind="stable")[:2]
-      lines.append(" ".join(f"{known[i]} {label[i]:.1f}" for i in top if label[i] > 0.05))
-    else:
-      on = [
-        n.removeprefix("AU") for n, v, m in zip(known, label, given, strict=True) if m and v >= 0.5
-      ]
-      lines.append("AU " + (" ".join(on) or "none"))
-  return lines
+REPORT = "report.html"
+WEIGHTS = "weights.png"
+RENDERED = "synthetic_faces"  # the data set of which faces may be shown
+WORST = 8  # errors of each task that are shown
+FACES = 64  # over which attention is averaged
+LEAST = 50  # rows of a group that gets a score
+POINTS = 500  # of a curve
+# What drawing may end with, for which no run is to be lost.
+FAULTS = (
+  ArithmeticError, AttributeError, ImportError, LookupError, MemoryError, OSError, RuntimeError,
+  TypeError, ValueError,
+)  # fmt: skip
+_YARDSTICKS = {"floor": "floors", "ceiling": "ceilings", "probe": "probes"}
+_TASKS = {"va": "valence and arousal", "expression": "expression", "au": "action units"}
 
 
 def sheet(images: np.ndarray, captions: Sequence[Sequence[str]], columns: int = 8) -> np.ndarray:
@@ -107,7 +106,7 @@ def save_batch(
     images = frames(images)
   count = min(limit, len(images))
   row = lambda tree, i: {task: np.asarray(tree[task])[i] for task in names}
-  captions = [caption(row(labels, i), row(mask, i), names) for i in range(count)]
+  captions = [page.caption(row(labels, i), row(mask, i), names) for i in range(count)]
   pixels = np.clip((np.asarray(images[:count]) + 1) * 127.5, 0, 255).astype(np.uint8)
   cv2.imwrite(str(path), sheet(pixels, captions, columns)[..., ::-1])
 
@@ -122,110 +121,713 @@ def save_weights(path: Path, log: Path) -> None:
     path: of the picture.
     log: of a run, `metrics.jsonl`.
   """
-  charts = []
+  if charts := list(_weights(_entries(log))):
+    drawn = [np.frombuffer(figures.png(chart), np.uint8) for chart in charts]
+    pages = [cv2.imdecode(chart, cv2.IMREAD_COLOR) for chart in drawn]
+    cv2.imwrite(str(path), np.concatenate(pages))
+
+
+def _weights(log: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
+  """Figures of the tasks' weights and of predicted deviations, as far as they were learned."""
   for kind, title in (
     ("weight", "weight of each loss"),
     ("sigma", "predicted standard deviation, mean of the batch"),
   ):
-    curves = _curves(log, kind)
-    curves = {name: c for name, c in curves.items() if (c[1] != 1).any()}  # 1: not learned
-    if curves:
-      charts.append(line_chart(curves, title, "step"))
-  if charts:
-    cv2.imwrite(str(path), np.concatenate(charts)[..., ::-1])
+    found = _curves(log, kind)
+    found = {name: c for name, c in found.items() if (c[1] != 1).any()}  # 1: not learned
+    if found:
+      yield figures.curves(found, title)
 
 
-def _curves(log: Path, kind: str) -> dict[str, Curve]:
+def _entries(path: Path) -> list[dict[str, Any]]:
+  """The lines of a JSON log; [] if there is none.
+
+  Raises:
+    ValueError: it cannot be read.
+  """
+  try:
+    found = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+  except (OSError, ValueError, RecursionError) as e:
+    raise ValueError(f"{path} cannot be read: {e}") from e
+  if not all(isinstance(entry, dict) for entry in found):
+    raise ValueError(f"{path} cannot be read: not every line is a JSON object")
+  return found
+
+
+def _curves(
+  log: Sequence[Mapping[str, Any]], kind: str, of: str = "train"
+) -> dict[str, figures.Curve]:
   """Name -> curve of the numbers `kind/name` in a log; 0 is no value: there were no labels.
 
   Where dimensions have curves of their own, their task has none.
   """
-  points: dict[str, list[tuple[int, float]]] = {}
-  for line in log.read_text().splitlines():
-    entry = json.loads(line)
-    for name, value in entry.items():
-      if entry["kind"] == "train" and name.startswith(f"{kind}/") and value:
-        points.setdefault(name.removeprefix(f"{kind}/"), []).append((entry["step"], value))
-  whole = {name.rpartition("/")[0] for name in points}
+  prefix = f"{kind}/" if kind else ""
+  points: dict[str, list[tuple[float, float]]] = {}
+  for entry in log:
+    if entry.get("kind") == of and isinstance(entry.get("step"), int):
+      for name, value in entry.items():
+        if name.startswith(prefix) and isinstance(value, int | float) and value:
+          points.setdefault(name.removeprefix(prefix), []).append((entry["step"], value))
+  whole = {name.rpartition("/")[0] for name in points} if kind else set()
+  known = {n: np.array(xy, np.float64) for n, xy in points.items() if n not in whole}
+  known = {name: xy[np.isfinite(xy).all(1)] for name, xy in known.items()}
+  return {name: (xy[:, 0], xy[:, 1]) for name, xy in known.items() if len(xy)}
+
+
+# report.html.
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+  """A split as it was scored, and rows of it, evenly spaced.
+
+  Attributes:
+    name: of the split.
+    columns: "score", "floor", "ceiling" and "probe" -> name -> value.
+    scoring: what is scored.
+    total: rows of the split.
+    broken: rows that would be here, had the model given finite numbers for them.
+    index: [rows] their numbers.
+    outputs: task -> [rows, size] what the model gave: `va` values, the others logits.
+    labels: task -> likewise.
+    mask: task (and rule of the expression) -> [rows, size], [rows].
+  """
+
+  name: str
+  columns: Mapping[str, Mapping[str, float]]
+  scoring: evaluate.Scoring
+  total: int
+  broken: int
+  index: np.ndarray
+  outputs: Mapping[str, np.ndarray]
+  labels: Mapping[str, np.ndarray]
+  mask: Mapping[str, np.ndarray]
+
+  @classmethod
+  def of(
+    cls,
+    name: str,
+    data: experiment.Data,
+    result: Mapping[str, Any],
+    rows: evaluate.Outputs,
+  ) -> "Scored":
+    """From what `evaluate.score` returned and filled."""
+    given = [values for task, values in rows.items() if task != "index"]
+    finite = np.all([np.isfinite(values).all(1) for values in given], axis=0)
+    rows = {task: values[finite] for task, values in rows.items()}
+    labels, mask = jax.tree.map(lambda x: x[rows["index"]], data.seen(name))
+    yardsticks = {kind: result.get(key, {}).get(name, {}) for kind, key in _YARDSTICKS.items()}
+    return cls(
+      name,
+      {"score": result["scores"][name], **yardsticks},
+      evaluate.Scoring.of(data.labels, records.metadata(data.build)),
+      len(data.table(name)["key"]),
+      int((~finite).sum()),
+      rows["index"],
+      {task: values for task, values in rows.items() if task != "index"},
+      labels,
+      mask,
+    )
+
+  def names(self, task: str) -> Sequence[str]:
+    """What of a task is scored."""
+    return self.scoring.names_of(task)
+
+  def taken(self, task: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Outputs, labels and mask of what is scored of `va` or `au`: [rows, size] each."""
+    of = [list(self.scoring.labels[task]).index(name) for name in self.names(task)]
+    return tuple(x[task][:, of] for x in (self.outputs, self.labels, self.mask))
+
+  @functools.cached_property
+  def probability(self) -> np.ndarray:
+    """[rows, classes] of the expressions that are scored."""
+    of = [list(self.scoring.labels["expression"]).index(n) for n in self.names("expression")]
+    return special.softmax(self.outputs["expression"][:, of].astype(np.float64), 1)
+
+  @functools.cached_property
+  def annotated(self) -> np.ndarray:
+    """[rows] number of the annotated expression among those that are scored, -1 for none."""
+    known = list(self.scoring.labels["expression"])
+    place = np.full(len(known), -1)
+    place[[known.index(n) for n in self.names("expression")]] = range(len(self.names("expression")))
+    return place[self.labels["expression"].argmax(1)]
+
+  @property
+  def rules(self) -> dict[str, np.ndarray]:
+    """Rule, as in the names of scores, -> [rows] whether a row has an expression by it."""
+    if not self.labelled("expression"):
+      return {}
+    names = {f"expression/{rule}": f"expression_{rule}" for rule in self.scoring.rules}
+    names = names or {"expression": "expression"}
+    return {rule: (self.mask[n] > 0) & (self.annotated >= 0) for rule, n in names.items()}
+
+  def labelled(self, task: str) -> bool:
+    """Whether any of the rows can be compared to a label."""
+    there = task in self.outputs and task in self.mask and len(self.names(task)) > 0
+    return there and bool(self.mask[task].any())
+
+
+def attempt(
+  where: Path,
+  config: Mapping[str, Any],
+  data: experiment.Data,
+  result: Mapping[str, Any],
+  rows: Mapping[str, evaluate.Outputs],
+) -> None:
+  """Draws what is drawn at the end of a run; where that fails, says so and leaves it."""
+  try:
+    save_weights(where / WEIGHTS, where / monitor.LOG)
+    print(f"\nreport {write(where, config, data, result, rows)}", flush=True)
+  except FAULTS as e:
+    why = " ".join(f"{type(e).__name__}: {e}".split())
+    print(
+      f"warning: no report could be drawn ({why}); the scores are whole. To try again:"
+      f" python -m affjax.report --workdir={where}",
+      file=sys.stderr,
+      flush=True,
+    )
+
+
+def write(
+  where: Path,
+  config: Mapping[str, Any],
+  data: experiment.Data,
+  result: Mapping[str, Any],
+  rows: Mapping[str, evaluate.Outputs],
+) -> Path:
+  """Writes `report.html` of a run.
+
+  Args:
+    where: the run's folder.
+    config: of the run.
+    data: of the run.
+    result: what `evaluate.score` returned.
+    rows: what it filled.
+
+  Returns:
+    The page's path.
+
+  Raises:
+    ValueError: the run's log cannot be read, or the page not be written.
+  """
+  log = _entries(where / monitor.LOG)
+  splits = [Scored.of(name, data, result, rows[name]) for name in result["scores"]]
+  sections = {
+    "Scores": _scores(splits),
+    "Run": _run(where, config, data, result, log),
+    "Learning": _learning(log),
+    **{split.name: _split(split, data, list(result["scores"])) for split in splits},
+    "Attention": _attention(where, config, data, result),
+  }
+  lead = page.paragraph(
+    f"{data.build.name}, checkpoint of step {result['step']:,},"
+    f" {'averaged' if result['weights'] == 'ema' else 'raw'} weights"
+  )
+  page.write(where / REPORT, page.document(where.resolve().name, lead, sections))
+  return where / REPORT
+
+
+def _chart(figure: Any, alt: str, caption: str = "") -> str:
+  return page.picture(figures.svg(figure), alt, caption)
+
+
+def _single(names: Sequence[str]) -> dict[str, list[str]]:
+  """Score -> those of single labels that it is the mean of: `au/f1` -> `au/f1/AU1`, ..."""
+  parents: dict[str, list[str]] = {}
+  for name in names:
+    if (parent := name.rpartition("/")[0]) in names:
+      parents.setdefault(parent, []).append(name)
+  return parents
+
+
+def _scores(splits: Sequence[Scored]) -> str:
+  """A table for each split: the main scores beside what they are read by."""
+  parts = [
+    page.paragraph(
+      "A score's floor is that of the best constant answer; the probe is linear models of tiny grey"
+      " images; the ceiling, where there is one, is that of the best possible system.",
+      dim=True,
+    )
+  ]
+  for split in splits:
+    parts += [page.heading(split.name, f"scores-{page.anchor(split.name)}")]
+    single = {n for names in _single(list(split.columns["score"])).values() for n in names}
+    parts.append(_score_table(split, [n for n in split.columns["score"] if n not in single]))
+  return "".join(parts)
+
+
+def _score_table(split: Scored, names: Sequence[str]) -> str:
+  columns = {kind: values for kind, values in split.columns.items() if set(values) & set(names)}
+  lines = [[name, *(values.get(name) for values in columns.values())] for name in names]
+  return page.table(["", *columns], lines)
+
+
+def _run(
+  where: Path,
+  config: Mapping[str, Any],
+  data: experiment.Data,
+  result: Mapping[str, Any],
+  log: Sequence[Mapping[str, Any]],
+) -> str:
+  """What the run was: command, code, machine, data, config."""
+  starts = _entries(where / workdir.STARTS)
+  last = starts[-1] if starts else {}
+  listed = lambda name: last.get(name) if isinstance(last.get(name), list) else []
+  versions = last.get("versions") if isinstance(last.get("versions"), dict) else {}
+  seconds = [e["seconds"] for e in log if e.get("kind") == "time" and "seconds" in e]
+  facts = {
+    "folder": where.resolve(),
+    "command": " ".join(["python", *map(str, listed("command")[1:])]) if starts else "",
+    "started": f"{last.get('time', '')}, {len(starts)} time(s) in all" if starts else "",
+    "trained for": f"{sum(seconds) / 60:.1f} minutes" if seconds else "",
+    "devices": ", ".join(map(str, listed("devices"))),
+    "code": last.get("git") or "",
+    "Python": last.get("python", ""),
+    "packages": ", ".join(f"{name} {version}" for name, version in versions.items()),
+    "data": f"{data.build.name} {data.build.version} in {data.build.data_dir}, fingerprint"
+    f" {data.summary['fingerprint'][:12]}",
+    "skipped updates": len(result.get("skipped_updates", ())) or "",
+    "unreadable records": sum(x["count"] for x in result.get("unreadable", {}).values()) or "",
+  }
+  known = page.table(("", ""), [[name, str(fact)] for name, fact in facts.items() if fact])
+  return (
+    known
+    + _labelled(data, list(result["scores"]))
+    + page.details("config", f"<pre>{page.text(json.dumps(config, indent=1))}</pre>")
+  )
+
+
+def _labelled(data: experiment.Data, scored: Sequence[str]) -> str:
+  """How many images of each split have labels of each task, as they are seen."""
+  lines = [
+    [f"{name} ({data.view(name)})" if data.view(name) else name, len(data.table(name)["key"])]
+    + [data.labelled(name, task) for task in data.labels]
+    for name in dict.fromkeys((data.train_split, *scored))
+  ]
+  return page.table(["split", "images", *(_TASKS.get(t, t) for t in data.labels)], lines)
+
+
+def _learning(log: Sequence[Mapping[str, Any]]) -> str:
+  """Curves over the steps."""
+  kinds = dict.fromkeys(entry.get("kind") for entry in log)
+  scored = [k for k in kinds if isinstance(k, str) and k not in monitor.OF_A_STEP]
+  single = lambda found: {n for names in _single(list(found)).values() for n in names}
+  charts = []
+
+  def add(found: Mapping[str, figures.Curve], title: str, log: bool | None = None) -> None:
+    thin = lambda x: x[:: -(-len(x) // POINTS)]
+    if found := {name: (thin(x), thin(y)) for name, (x, y) in found.items()}:
+      last = ", ".join(f"{name} {y[-1]:.3g} at step {x[-1]:.0f}" for name, (x, y) in found.items())
+      charts.append(_chart(figures.curves(found, title, log=log), f"{title}: {last}"))
+
+  every = _curves(log, "")
+  # The whole comes last, so that tasks have the colours that they have among the weights.
+  add(_curves(log, "loss") | ({"in all": every["loss"]} if "loss" in every else {}), "loss")
+  for split in scored:
+    found = _curves(log, "", split)
+    hidden = single(found) | {"step"} | {n for n in found if n.endswith("cross_entropy")}
+    add({n: c for n, c in found.items() if n not in hidden}, f"scores, {split}", log=False)
+  add({"rate": every["learning_rate"]} if "learning_rate" in every else {}, "learning rate", False)
+  charts += [_chart(figure, figure.axes[0].get_title("left")) for figure in _weights(log)]
+  if not charts:
+    return page.paragraph("There is no log of the run.", dim=True)
+  return page.grid(charts)
+
+
+def _split(split: Scored, data: experiment.Data, names: Sequence[str]) -> str:
+  """All that is drawn of a split, one of those that have `names`."""
+  notes = [f"labels are seen with {data.view(split.name)}"] * bool(data.view(split.name))
+  if left_out := split.scoring.left_out:
+    notes.append(f"not in the data set, so not scored: {', '.join(left_out)}")
+  if missing := [name for task, name in _TASKS.items() if not split.labelled(task)]:
+    notes.append(f"without labels or outputs, so not drawn: {', '.join(missing)}")
+  if split.broken:
+    notes.append(
+      f"the model's outputs are not finite for {split.broken:,} rows, which are left out"
+    )
+  if (shown := len(split.index)) < split.total:
+    notes.append(f"charts of single rows are of {shown:,} of {split.total:,} rows, evenly spaced")
+  parts = [page.paragraph(f"{note[0].upper()}{note[1:]}.", dim=True) for note in notes]
+  every = page.details("every score", _score_table(split, list(split.columns["score"])))
+  if (twin := split.name + experiment.NO_VIEW) in names:
+    same = page.paragraph(f"The same images with every label, and all charts of them: {twin}.")
+    return "".join([*parts, same, page.grid(_labels_scores(split)), every])
+  if not shown:
+    return "".join([*parts, every])
+  place = page.anchor(split.name)
+  charts = [*_labels_scores(split), *_expression(split), *_va(split), *_au(split)]
+  parts += [page.grid(charts), every]
+  parts += [page.heading("Groups", f"{place}-groups"), _groups(split, data)]
+  parts += [page.heading("Worst errors", f"{place}-errors"), _errors(split, data)]
+  return "".join(parts)
+
+
+def _labels_scores(split: Scored) -> Iterator[str]:
+  """Bars of the scores of single labels."""
+  for parent, names in _single(list(split.columns["score"])).items():
+    shown = {parent: "mean", **{name: name.rpartition("/")[2] for name in names}}
+    of = {
+      kind: {
+        label: values[name]
+        for name, label in shown.items()
+        if math.isfinite(values.get(name, math.nan))
+      }
+      for kind, values in split.columns.items()
+    }
+    if not of["score"]:
+      continue
+    told = ", ".join(f"{name} {value:.2f}" for name, value in of["score"].items())
+    yield _chart(figures.bars(of, parent), f"{parent}: {told}")
+
+
+def confusion(split: Scored, rows: np.ndarray) -> np.ndarray:
+  """[target class, predicted class] counts of some [rows] of a split."""
+  size = len(split.names("expression"))
+  counts = np.zeros((size, size), np.int64)
+  np.add.at(counts, (split.annotated[rows], split.probability[rows].argmax(1)), 1)
+  return counts
+
+
+def _expression(split: Scored) -> Iterator[str]:
+  for rule, rows in split.rules.items():
+    if not rows.any():
+      continue
+    counts, names = confusion(split, rows), split.names("expression")
+    right = counts.trace() / counts.sum()
+    yield _chart(
+      figures.confusion(counts, names, rule),
+      f"Confusion of {rule}: {right:.0%} of {counts.sum():,} rows are on the diagonal",
+    )
+    chosen = split.probability[rows]
+    happened = chosen.argmax(1) == split.annotated[rows]
+    figure = figures.reliability(chosen.max(1), happened, rule, "the expression that was chosen")
+    yield _chart(figure, f"Calibration of {rule}: {figure.axes[0].get_title('left')}")
+
+
+def _va(split: Scored) -> Iterator[str]:
+  if split.labelled("va") and len(split.names("va")) == 2:
+    given, label, mask = split.taken("va")
+    rows = mask.all(1)
+    if rows.any():
+      ccc = [split.columns["score"][f"va/ccc/{name}"] for name in split.names("va")]
+      yield _chart(
+        figures.densities(label[rows], given[rows], ccc),
+        f"Densities of annotated and predicted valence and arousal; CCC {ccc[0]:.3f}, {ccc[1]:.3f}",
+      )
+
+
+def _au(split: Scored) -> Iterator[str]:
+  if split.labelled("au"):
+    logits, label, mask = split.taken("au")
+    probability, known = special.expit(logits.astype(np.float64)), mask > 0
+    figure = figures.reliability(
+      probability[known], label[known] > 0, "action units together", "a unit"
+    )
+    yield _chart(figure, f"Calibration of the units: {figure.axes[0].get_title('left')}")
+    # Of a unit with labels alone.
+    error = {
+      name: figures.calibration(probability[known[:, i], i], label[known[:, i], i] > 0)[-1]
+      for i, name in enumerate(split.names("au"))
+      if known[:, i].any()
+    }
+    told = ", ".join(f"{name} {value:.3f}" for name, value in error.items())
+    yield _chart(
+      figures.bars({"score": error}, "ECE of each unit, smaller is better"),
+      f"Expected calibration error of each unit: {told}",
+    )
+
+
+# Groups.
+
+
+def group_scores(split: Scored, rows: np.ndarray) -> dict[str, float]:
+  """Scores of some rows of a split, of those that a few hundred rows tell.
+
+  Args:
+    split: of the rows.
+    rows: [rows] bool.
+
+  Returns:
+    Any of "CCC, mean of valence and arousal", "accuracy of expressions" (by the first rule) and
+    "F1 of all units together", as far as the rows have labels.
+  """
+  found = {}
+  if split.labelled("va"):
+    given, label, mask = (x[rows].astype(np.float64) for x in split.taken("va"))
+    if (mask.sum(0) > 1).all():
+      each = [_ccc(*x[:, x[2] > 0][:2]) for x in np.stack([given, label, mask]).transpose(2, 0, 1)]
+      found["CCC, mean of valence and arousal"] = float(np.mean(each))
+  if split.rules and (known := next(iter(split.rules.values())) & rows).any():
+    counts = confusion(split, known)
+    found["accuracy of expressions"] = counts.trace() / counts.sum()
+  if split.labelled("au"):
+    logits, label, mask = (x[rows] for x in split.taken("au"))
+    on, there = logits[mask > 0] >= 0, label[mask > 0] > 0
+    if (on | there).any():
+      found["F1 of all units together"] = 2 * (on & there).sum() / (on.sum() + there.sum())
+  return found
+
+
+def _ccc(given: np.ndarray, label: np.ndarray) -> float:
+  both = given.var() + label.var() + (given.mean() - label.mean()) ** 2
+  return float(2 * np.cov(given, label, bias=True)[0, 1] / both) if both else 0.0
+
+
+def _groups(split: Scored, data: experiment.Data) -> str:
+  """Scores of groups of rows: of what the renderer knows, else the spread over people."""
+  if data.build.name != RENDERED:
+    return _people(split, data)
+  overall = group_scores(split, np.ones(len(split.index), bool))
+  found: dict[str, dict[str, dict[str, tuple[float, int]]]] = {name: {} for name in overall}
+  for by, (groups, of_row) in _attributes(split, data).items():
+    for number, group in enumerate(groups):
+      rows = of_row == number
+      if rows.sum() >= LEAST:
+        for name, score in group_scores(split, rows).items():
+          found[name].setdefault(by, {})[group] = (score, int(rows.sum()))
+  charts = []
+  for name, of in found.items():
+    if several := {by: groups for by, groups in of.items() if len(groups) > 1}:
+      each = [f"{g} {score:.2f}" for groups in several.values() for g, (score, _) in groups.items()]
+      figure = figures.groups(several, overall[name], name)
+      charts.append(_chart(figure, f"{name}: all {overall[name]:.2f}, {', '.join(each)}"))
+  if not charts:
+    return page.paragraph(f"No two groups have {LEAST} rows each.", dim=True)
+  why = (
+    "In brackets the rows. Sex and ancestry are names of the mesh's morph targets, not of people."
+  )
+  return page.paragraph(why, dim=True) + page.grid(charts)
+
+
+def _attributes(
+  split: Scored, data: experiment.Data
+) -> dict[str, tuple[Sequence[str], np.ndarray]]:
+  """What of a rendered face -> names of groups, and [rows] the number of each row's group."""
+  from tfds_builders.synthetic_faces import camera, person
+
+  names = ("age_group", "sex", "ancestry", "head", "occluder", "spoof", "camera", "borderline")
+  found = _fields(split, data, names, split.index)
+  faults = dict(zip(camera.FAULTS, found["camera"].T, strict=True))
+  sharp = np.minimum(camera.FAULTLESS.resolution / (1 + faults["blur"]), faults["resolution"])
   return {
-    name: tuple(np.array(xy, np.float64).T) for name, xy in points.items() if name not in whole
+    "age": (person.AGES, found["age_group"]),
+    "sex": (person.SEXES, found["sex"]),
+    "ancestry": (person.ANCESTRIES, found["ancestry"]),
+    "head turned": (
+      ("below 15 degrees", "15 to 30 degrees", "over 30 degrees"),
+      np.digitize(np.abs(found["head"][:, 0]), (15, 30)),
+    ),
+    "pixels resolved": (
+      ("below 52", "52 to 90", "over 90"),
+      np.digitize(sharp, (52, 90)),
+    ),
+    "before the face": _words(found["occluder"]),
+    "only shown on": _words(found["spoof"]),
+    "a unit's strength": (("clear", "on the border"), found["borderline"].astype(int)),
   }
 
 
-def line_chart(curves: Mapping[str, Curve], title: str, x_label: str) -> np.ndarray:
-  """Curves in one pair of axes, each with its name and last value beside it.
+def _words(column: np.ndarray) -> tuple[Sequence[str], np.ndarray]:
+  """The groups that texts make, and the group of each."""
+  names, of_row = np.unique(column, return_inverse=True)
+  return [name.decode() or "nothing" for name in names], of_row
 
-  The vertical axis is logarithmic where the values ask for it.
 
-  Args:
-    curves: name -> positions and values, at least one of each.
-    title: what the values are.
-    x_label: what the positions are.
+def _fields(
+  split: Scored, data: experiment.Data, names: Sequence[str], rows: np.ndarray
+) -> dict[str, np.ndarray]:
+  """Fields of the records of rows of a split: name -> [rows, ...]."""
+  found, taken = _files(split.name, data)
+  features = tfds.features.FeaturesDict({name: data.build.info.features[name] for name in names})
+  read = [features.deserialize_example_np(found.record(int(taken[row]))) for row in rows]
+  return {name: np.array([one[name] for one in read]) for name in names}
 
-  Returns:
-    [360, 720, 3] uint8 RGB.
+
+def _files(split: str, data: experiment.Data) -> tuple[records.Shards, np.ndarray]:
+  """The files of a split, and the row in them of each of its rows."""
+  name = split.removesuffix(experiment.NO_VIEW)
+  parts = [records.shards(data.build, s) for s in selection.Selection.parse(name).splits]
+  found, taken = records.joined(parts), data.records(split).images.taken
+  return found, np.arange(len(found)) if taken is None else taken
+
+
+def _people(split: Scored, data: experiment.Data) -> str:
+  """How scores are spread over people, or over videos where the data set says no more."""
+  table = {name: column[split.index] for name, column in data.table(split.name).items()}
+  who = next((n for n in ("person", "video") if n in table and (table[n] != b"").any()), None)
+  if who is None:
+    return page.paragraph(
+      "The data set does not say who or which video its images are of.", dim=True
+    )
+  of_row = np.unique(table[who], return_inverse=True)[1]
+  charts = []
+  for name, (values, known) in _row_scores(split).items():
+    rows = np.bincount(of_row[known], minlength=of_row.max() + 1)
+    total = np.bincount(of_row[known], values[known], of_row.max() + 1)
+    means = (total / np.maximum(rows, 1))[rows > 0]
+    figure = figures.spread(means, f"{len(means):,} {who}s", name)
+    charts.append(_chart(figure, " ".join(figure.axes[0].get_title("left").split()) + f", {name}"))
+  return page.grid(charts)
+
+
+def _row_scores(split: Scored) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """Name -> [rows] a score of each row, and [rows] whether it has one."""
+  found = {}
+  if split.labelled("va"):
+    given, label, mask = split.taken("va")
+    known = mask.any(1)
+    off = (np.abs(given - label) * mask).sum(1) / np.maximum(mask.sum(1), 1)
+    found["mean distance from annotated valence and arousal"] = (off, known)
+  for rule, known in split.rules.items():
+    right = split.probability.argmax(1) == split.annotated
+    found[f"share of right answers, {rule}"] = (right.astype(float), known)
+  if split.labelled("au"):
+    logits, label, mask = split.taken("au")
+    right = ((logits >= 0) == (label > 0)) * mask
+    found["share of right units"] = (right.sum(1) / np.maximum(mask.sum(1), 1), mask.any(1))
+  return found
+
+
+# Errors.
+
+
+def _errors(split: Scored, data: experiment.Data) -> str:
+  """The images that the model was most wrong about, of people that do not exist."""
+  if data.build.name != RENDERED:
+    return page.paragraph(f"Images are shown of {RENDERED} alone, never of real people.", dim=True)
+  parts = []
+  for task, (rows, captions) in worst(split).items():
+    images = _images(split, data, rows)
+    parts.append(page.paragraph(_TASKS[task]))
+    parts.append(
+      page.grid(
+        [
+          page.picture(image, f"A rendered face. {' '.join(caption.split())}", caption, "face")
+          for image, caption in zip(images, captions, strict=True)
+        ],
+        "7.5rem",
+      )
+    )
+  return "".join(parts) or page.paragraph("There are none.", dim=True)
+
+
+def _images(split: Scored, data: experiment.Data, rows: np.ndarray) -> list[bytes]:
+  """The encoded images of rows, as they are in the records."""
+  found, taken = _files(split.name, data)
+  return [records.image_of(found.record(int(taken[row]))) for row in split.index[rows]]
+
+
+def worst(split: Scored) -> dict[str, tuple[np.ndarray, list[str]]]:
+  """Task -> at most WORST rows (places in `split.index`), the worst first, and what to say of each.
+
+  Of valence and arousal the farthest from the label; of expressions those that were most surely
+  taken for another; of units those with the largest cross-entropy.
   """
-  scale, height, width = 2, 360, 720  # drawn larger and reduced: smooth text
-  left, right, top, bottom = 62, 560, 40, 312
-  page = np.full((height * scale, width * scale, 3), 255, np.uint8)
-
-  def write(text: str, x: float, y: float, align: float = 0.0, size: float = 0.42) -> None:
-    (wide, tall), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size * scale, scale)
-    at = (round(x * scale - align * wide), round(y * scale + tall / 2))
-    cv2.putText(page, text, at, cv2.FONT_HERSHEY_SIMPLEX, size * scale, (0, 0, 0), 1, cv2.LINE_AA)
-
-  def line(points: np.ndarray, colour: tuple[int, int, int], thickness: float) -> None:
-    fixed = np.round(np.asarray(points) * scale * 16).astype(np.int32)  # in 16ths of a pixel
-    thick = max(round(thickness * scale), 1)
-    cv2.polylines(page, [fixed[:, None]], False, colour, thick, cv2.LINE_AA, shift=4)
-
-  values = np.concatenate([curve[1] for curve in curves.values()])
-  steps = np.concatenate([curve[0] for curve in curves.values()])
-  log = values.min() > 0 and values.max() / values.min() >= LOG_RATIO
-  y_ticks = _ticks(values.min(), values.max(), log)
-  x_ticks = _ticks(steps.min(), steps.max(), False)
-  of = np.log if log else np.asarray
-  low, high = of(min(values.min(), y_ticks[0])), of(max(values.max(), y_ticks[-1]))
-  first, last = min(steps.min(), x_ticks[0]), max(steps.max(), x_ticks[-1])
-  to_x = lambda x: left + (right - left) * (x - first) / max(last - first, 1e-12)
-  to_y = lambda y: bottom - (bottom - top) * (of(y) - low) / max(high - low, 1e-12)
-
-  write(title + (", logarithmic" if log else ""), left, 20, size=0.5)
-  write(x_label, (left + right) / 2, 346, align=0.5)
-  for tick in y_ticks:
-    line([(left, to_y(tick)), (right, to_y(tick))], (225, 225, 225), 0.5)
-    write(f"{tick:g}", left - 8, to_y(tick), align=1.0)
-  for tick in x_ticks:
-    line([(to_x(tick), bottom), (to_x(tick), bottom + 4)], (0, 0, 0), 0.5)
-    write(f"{tick:g}", to_x(tick), bottom + 15, align=0.5)
-  line([(left, top), (left, bottom), (right, bottom)], (0, 0, 0), 0.5)
-
-  order = sorted(curves, key=lambda name: -curves[name][1][-1])  # names do not cross the curves
-  free = top
-  for name in order:
-    x, y = curves[name]
-    colour = COLOURS[list(curves).index(name) % len(COLOURS)]
-    line(np.stack([to_x(x), to_y(y)], 1), colour, 1.5)
-    end = np.array([to_x(x[-1]), to_y(y[-1])])
-    cv2.circle(page, tuple(np.round(end * scale).astype(int)), 3 * scale, colour, -1, cv2.LINE_AA)
-    below = bottom - 18 * (len(order) - 1 - order.index(name))  # what is left for those after it
-    at = min(max(end[1], free), below)
-    line([(right + 14, at), (right + 30, at)], colour, 2)
-    write(f"{name} {y[-1]:.3g}", right + 36, at)
-    free = at + 18
-  return cv2.resize(page, (width, height), interpolation=cv2.INTER_AREA)
+  found = {}
+  if split.labelled("va"):
+    given, label, mask = split.taken("va")
+    off = np.linalg.norm((given - label) * mask, axis=1)
+    said = lambda values: " ".join(
+      f"{name[0].upper()} {value:+.1f}"
+      for name, value in zip(split.names("va"), values, strict=True)
+    )
+    rows = _largest(off)
+    found["va"] = (rows, [f"true {said(label[i])}\nsaid {said(given[i])}" for i in rows])
+  for known in list(split.rules.values())[:1]:
+    best = split.probability.argmax(1)
+    surely = split.probability.max(1) * (known & (best != split.annotated))
+    rows, names = _largest(surely), split.names("expression")
+    said = [
+      f"true {names[split.annotated[i]]}\nsaid {names[best[i]]} {split.probability[i].max():.0%}"
+      for i in rows
+    ]
+    found["expression"] = (rows, said)
+  if split.labelled("au"):
+    logits, label, mask = split.taken("au")
+    entropy = np.logaddexp(0, np.where(label > 0, -logits, logits)) * mask
+    on, there = (logits >= 0) & (mask > 0), (label > 0) & (mask > 0)
+    units = lambda row: (
+      " ".join(n.removeprefix("AU") for n in np.array(split.names("au"))[row]) or "-"
+    )
+    rows = _largest(entropy.sum(1) / np.maximum(mask.sum(1), 1))
+    said = [f"missed {units(there[i] & ~on[i])}\ntoo many {units(on[i] & ~there[i])}" for i in rows]
+    found["au"] = (rows, said)
+  return {task: of for task, of in found.items() if len(of[0])}
 
 
-def _ticks(low: float, high: float, log: bool) -> np.ndarray:
-  """Round numbers that cover a range: 1, 2 and 5 times powers of ten, or evenly spaced."""
-  if log:
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    fine = np.array([m * 10.0**d for d in decades for m in (1, 2, 5)])
-    tight = 1 + 1e-9  # 10.0**-2 and 0.01 may differ in their last bit
-    fine = fine[fine.searchsorted(low * tight) - 1 : fine.searchsorted(high / tight) + 1]
-    return fine if len(fine) <= 12 else 10.0 ** np.array(decades)
-  span = max(high - low, abs(high) * 0.1, 1e-9)
-  power = 10.0 ** math.floor(math.log10(span / 4))
-  step = next(m * power for m in (1, 2, 5, 10) if span / (m * power) <= 5)
-  first = math.floor(low / step)
-  return np.arange(first, max(math.ceil(high / step), first + 1) + 1) * step
+def _largest(values: np.ndarray) -> np.ndarray:
+  """Places of the WORST largest values above 0, the largest first."""
+  order = np.argsort(-values, kind="stable")[:WORST]
+  return order[values[order] > 0]
+
+
+# Attention.
+
+
+def _attention(
+  where: Path, config: Mapping[str, Any], data: experiment.Data, result: Mapping[str, Any]
+) -> str:
+  """Where the task tokens look, over the mean of some faces of the split to choose by."""
+  if data.build.name != RENDERED:
+    return page.paragraph(f"It is drawn of {RENDERED} alone: a mean of faces is a face.", dim=True)
+  if jax.process_count() > 1:
+    again = f"python -m affjax.report --workdir={where}"
+    return page.paragraph(f"It is not drawn by several processes: {again} draws it.", dim=True)
+  opened = data.records(data.select)
+  rows = np.unique(np.linspace(0, len(opened) - 1, FACES).astype(int))
+  images = opened.images(rows)["image"]
+  try:
+    found = inference.load(where, str(result["step"])).attention(images)
+  except ValueError as e:
+    return page.paragraph(f"It cannot be drawn: {e}.", dim=True)
+  looks = found.image[-1].mean((0, 1))
+  face = images.astype(np.float64).mean((0, 3)) / 255
+  title = f"last layer, mean of its heads and of {len(images)} faces"
+  maps = dict(zip(found.names, looks, strict=True))
+  told = ", ".join(f"{name} {at.max() * at.size / at.sum():.1f} times" for name, at in maps.items())
+  words = (
+    "The thin line is where a token looks twice, the thick one where it looks four times as much as"
+    " if its attention were spread evenly; beside each name the most that a patch has."
+  )
+  alt = f"Attention of the task tokens over a mean face; the most of a patch: {told}"
+  drawn = page.picture(figures.png(figures.attention(face, maps, title)), alt)
+  return page.paragraph(words, dim=True) + page.grid([drawn])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """The command line."""
+  parser = argparse.ArgumentParser(
+    prog="python -m affjax.report",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  add = parser.add_argument
+  add("--workdir", required=True, metavar="RUN", help="folder of a run")
+  add("--which", default="best", metavar="STEP", help="best (default), latest, or a step")
+  add("--splits", default="", metavar="A,B", help="default: those that the run scores")
+  add("--data_dir", metavar="FOLDER", help="where prepared data lives")
+  options = parser.parse_args(argv)
+  compiled.keep()
+  checkpoints.quiet()
+  try:
+    print(f"\n{_again(options)}")
+  except ValueError as e:
+    sys.exit(f"error: {' '.join(str(e).split())}")
+
+
+def _again(options: argparse.Namespace) -> Path:
+  """Scores a checkpoint and draws it."""
+  where = Path(options.workdir)
+  config = workdir.read_config(where)
+  procedure = inference.open_procedure(config, where / workdir.CONFIG)
+  mesh, _ = experiment.open_mesh(config)
+  data, rows = experiment.Data(config, options.data_dir), {}
+  splits = tuple(filter(None, options.splits.split(",")))
+  result = evaluate.score(
+    config, where, data, procedure, mesh, splits=splits, which=options.which, output=None, rows=rows
+  )
+  return write(where, config, data, result, rows)
+
+
+if __name__ == "__main__":
+  main()

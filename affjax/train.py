@@ -30,7 +30,6 @@ from affjax import (
 from affjax.data import pipeline
 
 PICTURE = "first_batch.png"
-WEIGHTS = "weights.png"
 PROFILE = "profile"
 WARM = 10  # steps before the first that is traced
 
@@ -132,6 +131,7 @@ def run(
     if stop is None:
       stop = held.enter_context(stopping.Stop())
     finite.choice(config)
+    sent = monitor.Wandb(config.get("wandb"), where)
     workdir.check(where, config)
     resolved, data, procedure, mesh = experiment.open_training(config, data_dir)
     choose = evaluate.evaluator(config, data, data.select, procedure, mesh, often=True)
@@ -140,27 +140,36 @@ def run(
     abstract = experiment.abstract_state(procedure, mesh)
     taken = None
     if not checkpoints.sealed(where / workdir.CHECKPOINTS):
-      taken = initialise.read(config.get("initialise"), abstract)
+      taken = initialise.start(config, abstract)
     primary = jax.process_index() == 0
     if primary:
       held.enter_context(workdir.claim(where))
       facts = {"initialise": taken.facts} if taken else {}
-      workdir.record(where, config, {"devices": [str(d) for d in jax.devices()], **facts})
+      devices = [str(d) for d in jax.devices()]
+      started = workdir.record(where, config, {"devices": devices, **facts})
       print(f"{experiment.describe(resolved, data, procedure, mesh)}\n       {plan}")
       print(f"run    {where}", flush=True)
-    finished = _loop(config, where, data, procedure, mesh, choose, stop, taken, plan)
+      held.enter_context(sent.open({**config, "start": started}))
+    finished = _loop(config, where, data, procedure, mesh, choose, stop, taken, plan, sent)
     if not finished:
       stopping.say(stop.signal, "training")
       raise SystemExit(stopping.code(stop.signal or signal.SIGTERM))
     facts = {}
-    if primary:
-      report.save_weights(where / WEIGHTS, where / monitor.LOG)
-      if skipped := [line["step"] for line in monitor.lines(where / monitor.LOG, "nonfinite")]:
-        print(f"       {len(skipped)} updates were not finite and were skipped: steps {skipped}")
-        facts = {"skipped_updates": skipped}
+    skipped = (
+      [e["step"] for e in monitor.lines(where / monitor.LOG, "nonfinite")] if primary else []
+    )
+    if skipped:
+      print(f"       {len(skipped)} updates were not finite and were skipped: steps {skipped}")
+      facts = {"skipped_updates": skipped}
     stop.where = "scoring"
+    rows: dict[str, evaluate.Outputs] = {}
     with cost.memory_for("an evaluation", SMALLER_EVALUATION):
-      return evaluate.score(config, where, data, procedure, mesh, facts=facts)
+      result = evaluate.score(config, where, data, procedure, mesh, facts=facts, rows=rows)
+    sent.result(result)
+    if primary:
+      stop.where = "drawing the report"
+      report.attempt(where, config, data, result, rows)
+    return result
 
 
 def _loop(
@@ -173,6 +182,7 @@ def _loop(
   stop: stopping.Stop,
   taken: initialise.Taken | None,
   plan: resident.Plan,
+  sent: monitor.Wandb,
 ) -> bool:
   """The loop; returns whether it reached the last step."""
   primary = jax.process_index() == 0
@@ -211,6 +221,7 @@ def _loop(
     primary=primary,
     flops=experiment.step_flops(config) if primary else 0.0,
     peak=peak,
+    wandb=sent,
   )
   traced = Profile(where / PROFILE, start + WARM, config.get("profile", 0))
   # What was not skipped has gone into the parameters, and only a checkpoint is from before it.
@@ -306,7 +317,7 @@ def _first_state(
       print(f"       continues from step {saved.latest}", flush=True)
     return current
   # Read here only where checkpoints were there and all of them turned out to be damaged.
-  taken = taken or initialise.read(config.get("initialise"), abstract)
+  taken = taken or initialise.start(config, abstract)
   first = lambda arrays: initialise.fill(procedure.init(), arrays)
   placed = jax.tree.map(lambda x: x.sharding, abstract)
   # It runs once: where a CPU compiles it, that takes twice as long with all optimisations.

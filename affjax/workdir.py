@@ -23,7 +23,7 @@ LARGEST = 2**24  # bytes of a config
 # Fields that may change between starts of one run: they do not change a single bit of it. (What to
 # do about the first update that is not finite, or record that cannot be read, is asked only there.)
 FREE = re.compile(
-  r"log_every|profile|nonfinite|evaluate\.(every|probe)|checkpoint\.every"
+  r"log_every|profile|nonfinite|wandb|evaluate\.(every|probe)|checkpoint\.every"
   r"|data\.(workers|threads|placement|records|unreadable)|mesh\.\w+"
 )
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "affjax")
@@ -110,8 +110,12 @@ def write(path: Path, text: str) -> None:
   partial.rename(path)
 
 
-def record(workdir: Path, config: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-  """Writes the config (once) and who started what when, with which code (every start)."""
+def record(workdir: Path, config: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+  """Writes the config (once) and who started what when, with which code (every start).
+
+  Returns:
+    What was written of this start.
+  """
   workdir.mkdir(parents=True, exist_ok=True)
   if not (workdir / CONFIG).is_file():
     write(workdir / CONFIG, json.dumps(config, indent=1))
@@ -125,6 +129,7 @@ def record(workdir: Path, config: Mapping[str, Any], facts: Mapping[str, Any]) -
   }
   with (workdir / STARTS).open("a") as f:
     f.write(json.dumps(start) + "\n")
+  return start
 
 
 def _git() -> str | None:

@@ -67,6 +67,8 @@ def training(config: ml_collections.ConfigDict) -> None:
   config.log_every = 10  # steps
   config.nonfinite = "stop"  # or "skip": of an update whose loss or gradient is not finite
   config.profile = 0  # steps that are traced, once they are warm: DIR/profile, for TensorBoard
+  # A project at Weights & Biases that gets the numbers, too: see affjax/monitor.py. None: none.
+  config.wandb = config_dict.placeholder(str)
   config.mesh = dict(
     data=-1,  # -1: every device that is left
     model=1,
@@ -78,7 +80,10 @@ def training(config: ml_collections.ConfigDict) -> None:
     keep_best=1,
     metric="p_mtl",  # larger is better; on config.data.select
   )
-  # What the parameters start from, by name: see affjax/initialise.py.
+  # What the parameters start from: the name of imported weights (python scripts/import_weights.py
+  # --list), or a source as below. None: what is below.
+  config.init = config_dict.placeholder(str)
+  # The same in full, by name: see affjax/initialise.py.
   config.initialise = dict(
     source=config_dict.placeholder(str),  # another run's folder or an .npz; None: random
     checkpoint="best",

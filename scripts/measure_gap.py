@@ -1,6 +1,6 @@
 """The gap between renders and photographs: trained on the one, scored on FER+'s real faces.
 
-  python scripts/fetch_faceres.py
+  python scripts/import_weights.py faceres-deep
   python -m affjax.data.prepare ferplus --source=FOLDER
   python -m affjax.main --config=configs/lsd.py          # row (i); again with other seeds
   python scripts/measure_gap.py --runs runs/lsd          # to choose by: FER+'s training images
@@ -77,17 +77,18 @@ class Features:
   """The frozen encoder's features of prepared images, made once and kept.
 
   Args:
-    path: of the encoder's weights.
+    source: name or file of the encoder's weights.
     cache: folder where features are kept.
   """
 
-  def __init__(self, path: str, cache: str) -> None:
-    arrays = weights.read(path)
-    model = mobilenet.MobileNet(**ENCODER, centre=arrays["centre"].tolist(), rngs=nnx.Rngs(0))
+  def __init__(self, source: str, cache: str) -> None:
+    path = weights.find(source)
+    arrays, centre = weights.read(path), weights.facts(path)["model"]["centre"]
+    model = mobilenet.MobileNet(**ENCODER, centre=centre, rngs=nnx.Rngs(0))
     weights.fill(model, arrays)
     graph, state = nnx.split(model)
     self._cache = Path(cache).expanduser()
-    self._digest = hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()
+    self._digest = hashlib.sha256(path.read_bytes()).hexdigest()
     size = ENCODER["image_size"]
 
     @jax.jit
@@ -320,8 +321,8 @@ def parse() -> argparse.Namespace:
   add("--data_dir", help="where prepared data lives; TFDS's folder unless given")
   add(
     "--weights",
-    default="~/.cache/affjax/faceres_deep.npz",
-    help="what scripts/fetch_faceres.py made",
+    default="faceres-deep",
+    help="name or file of what scripts/import_weights.py imported",
   )
   add("--cache", default="~/.cache/affjax/gap", help="where features are kept")
   return parser.parse_args()

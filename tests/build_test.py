@@ -7,6 +7,7 @@ from affjax.build import build
 
 MODULE = """
 import dataclasses
+from collections.abc import Sequence
 from flax import nnx
 
 class Net(nnx.Module):
@@ -23,7 +24,7 @@ def any_options(**options):
 
 def typed(
   count: int = 0, rate: float = 0.0, flag: bool = False, text: str = "", maybe: int | None = 0,
-  anything=0
+  several: Sequence[float] = (), anything=0
 ):
   return dict(locals())
 
@@ -121,3 +122,8 @@ def test_a_missing_package_is_reported_as_a_name(package):
 def test_an_import_that_fails_inside_a_module_stays_visible(package):
   with pytest.raises(ModuleNotFoundError, match="a_library_that_is_not_there"):
     build(dict(name="broken.Net"), package)
+
+
+def test_several_numbers_may_be_given_for_a_sequence(package):
+  section = dict(name="nets.typed", several=[0.5, 1.0])
+  assert build(section, package)["several"] == [0.5, 1.0]

@@ -1,14 +1,9 @@
-import hashlib
-import io
-import json
-import tarfile
-
 import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 
 from affjax import transfer
-from scripts import fetch_faceres, measure_gap
+from scripts import measure_gap
 
 
 def faces(rng, rows, shares, moved, features=8, classes=3):
@@ -96,32 +91,3 @@ def test_a_variant_is_lsd7_but_for_one_thing(name, tmp_path):
   assert changed == set(measure_gap.VARIANTS[name]) - {"identities"}
   assert config.name == f"lsd7_{name}"
   assert config.classes == measure_gap.LSD7.classes
-
-
-def archive(folder, files):
-  path = folder / "package.tgz"
-  with tarfile.open(path, "w:gz") as package:
-    for name, content in files.items():
-      member = tarfile.TarInfo(f"package/models/{name}")
-      member.size = len(content)
-      package.addfile(member, io.BytesIO(content))
-  return path
-
-
-def test_another_network_than_the_known_one_is_refused(tmp_path):
-  files = {"faceres-deep.json": b"{}", "faceres-deep.bin": b"other"}
-  digest = hashlib.sha256(b"{}").hexdigest()
-  with pytest.raises(ValueError, match=f"faceres-deep.json has SHA-256 {digest}"):
-    fetch_faceres.read(archive(tmp_path, files))
-
-
-def test_a_flat_file_is_cut_as_its_manifest_says():
-  a, b = np.arange(6, dtype="<f4").reshape(2, 3), np.array(7, "<i4")
-  entry = lambda name, x, kind: {"name": name, "shape": list(x.shape), "dtype": kind}
-  entries = [entry("a", a, "float32"), entry("b", b, "int32")]
-  manifest = json.dumps({"weightsManifest": [{"weights": entries}]}).encode()
-  found = fetch_faceres.unpack(manifest, a.tobytes() + b.tobytes())
-  np.testing.assert_array_equal(found["a"], a)
-  np.testing.assert_array_equal(found["b"], b)
-  with pytest.raises(ValueError, match="lists 28 bytes, the file has 29"):
-    fetch_faceres.unpack(manifest, a.tobytes() + b.tobytes() + b"x")

@@ -14,7 +14,7 @@ LEAVES = [
   f"affjax.{name}"
   for name in (
     "losses", "metrics", "labels", "augment", "sharding", "build", "optim", "postprocess", "cost",
-    "compiled", "host", "stopping",
+    "compiled", "host", "stopping", "faces", "figures", "stages", "tables", "tracking", "onnx_graph",
   )
 ]  # fmt: skip
 MODES = [
@@ -28,7 +28,13 @@ MODES = [
     "predict",
     "submit",
     "calibrate",
+    "card",
+    "contract",
     "extract",
+    "media",
+    "onnx_export",
+    "overlay",
+    "stream",
     "export",
     "experiment",
     "finite",
@@ -64,7 +70,6 @@ RULES = [
   ),
   (["affjax.resident"], ["affjax.sharding", "affjax.data", "affjax.data.*"]),
   (["affjax.score"], ["affjax.labels", "affjax.annotations", "affjax.metrics"]),
-  (["affjax.faces"], ["affjax.models", "affjax.models.*"]),
   ([*MODES, "affjax.report"], ["affjax.*", "tfds_builders.*"]),  # but main: see below
   (
     ["affjax.main"],

@@ -185,8 +185,144 @@ def test_a_file_of_transformers_is_taken_as_the_encoder(scan, tmp_path):
   empty = jax.tree.map(jnp.zeros_like, of_encoder(expected))
   taken = read(tmp_path / "vit.safetensors", empty)
   assert "at random" not in taken.report
+  assert taken.facts["model"]["gelu"] == "exact"
   for name, array in flat(of_encoder(expected).params).items():
     np.testing.assert_array_equal(taken.arrays[name], array, err_msg=name)
+
+
+# Weights that have a name.
+
+NEEDS = dict(
+  name="vit.ViT", variant="mu/16", width=16, depth=3, num_heads=2, class_token=True, gelu="exact",
+  norm_epsilon=1e-12,
+)  # fmt: skip
+SAID = dict(licence="MIT", data="faces", citation="Me, 2026", source="a friend", sha256="abc")
+
+
+def imported(folder, arrays, needs, name="some-vit"):
+  """Writes what scripts/import_weights.py writes."""
+  where = folder / "affjax" / "weights" / f"{name}.safetensors"
+  where.parent.mkdir(parents=True)
+  save_file(arrays, where, SAID | {"name": name, "model": json.dumps(needs)})
+  return where
+
+
+def vit_of(**changes):
+  """A small ViT as its arrays by name and, as the encoder, the state of a run."""
+  section = {**NEEDS, **changes}
+  section.pop("name")
+  model = vit.ViT(image_size=32, **section, rngs=nnx.Rngs(0))
+  flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
+  return {"/".join(map(str, k)): np.asarray(v[...]) for k, v in flat}, of_encoder(model)
+
+
+def start(encoder, state, **fields):
+  config = {"model": {"encoder": encoder}, "initialise": {"source": None}, **fields}
+  return initialise.start(config, state)
+
+
+def test_imported_weights_are_taken_by_their_name_with_licence_and_origin(tmp_path, monkeypatch):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  arrays, state = vit_of()
+  where = imported(tmp_path, arrays, NEEDS)
+  empty = jax.tree.map(jnp.zeros_like, state)
+  taken = start(NEEDS, empty, init="some-vit")
+  assert "at random" not in taken.report
+  assert "warning" not in taken.report
+  for name, array in arrays.items():
+    np.testing.assert_array_equal(taken.arrays[f"model/encoder/{name}"], array)
+  digest = taken.facts.pop("sha256")
+  assert len(digest) == 64
+  assert taken.facts == {
+    "source": str(where), "name": "some-vit", "licence": "MIT", "data": "faces",
+    "citation": "Me, 2026", "model": NEEDS, "provenance": "a friend (SHA-256 abc)",
+    "arrays": len(arrays),
+  }  # fmt: skip
+  # The same by its path, and in full.
+  assert start(NEEDS, empty, init=str(where)).facts["name"] == "some-vit"
+  section = {"source": "some-vit", "include": "stem"}
+  assert start(NEEDS, empty, initialise=section).facts["arrays"] == 2
+  assert start(NEEDS, empty, initialise=section, init="some-vit").facts["arrays"] == 2
+  assert start(NEEDS, empty) is None
+
+
+def test_an_encoder_that_is_built_otherwise_is_warned_of_by_its_fields(tmp_path, monkeypatch):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  arrays, state = vit_of()
+  imported(tmp_path, arrays, NEEDS)
+  encoder = {k: v for k, v in NEEDS.items() if k not in ("gelu", "norm_epsilon")}
+  report = start(encoder | {"num_heads": 4}, state, init="some-vit").report
+  assert report.splitlines()[-1].strip() == (
+    "warning: these weights need config.model.encoder to have gelu='exact', norm_epsilon=1e-12,"
+    " num_heads=2; it has gelu='tanh', norm_epsilon=1e-06, num_heads=4"
+  )
+  centred = {"name": "mobilenet.MobileNet", "norm": "none", "centre": [0.1, 0.2, 0.3]}
+  facts = {"model": centred, "source": "x"}
+  same = {"encoder": centred | {"centre": (0.1, 0.2, 0.3)}}
+  assert initialise._differences(facts, same) == ""
+  other = initialise._differences(facts, {"encoder": {"name": "mobilenet.MobileNet"}})
+  assert "have centre=[0.1, 0.2, 0.3], norm='none'; it has centre=(0.0, 0.0, 0.0)" in other
+  facts["model"] = {"name": "efficientnet.EfficientNet", "norm": ["batch", "none"]}
+  differs = lambda **changes: initialise._differences(
+    facts, {"encoder": {"name": "efficientnet.EfficientNet", **changes}}
+  )
+  assert differs() == differs(norm="none") == ""
+  assert "norm='batch'; it has norm='group'" in differs(norm="group")
+
+
+def test_weights_that_are_not_here_of_another_encoder_or_size_are_errors(tmp_path, monkeypatch):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  arrays, state = vit_of()
+  imported(tmp_path, arrays, NEEDS)
+  larger = vit_of(width=32)[1]
+  for given, says in (
+    ((NEEDS, state, dict(init="faceres-deep")), "import_weights.py faceres-deep$"),
+    ((NEEDS, state, dict(init="fceres")), "'fceres' is neither .*imported weights .faceres-deep, "),
+    (
+      (NEEDS, state, dict(init="some-vit", initialise={"source": "runs/x"})),
+      "config.init='some-vit' and config.initialise.source='runs/x': name one source",
+    ),
+    (
+      ({"name": "mobilenet.MobileNet"}, state, dict(init="some-vit")),
+      "config.model.encoder is mobilenet.MobileNet, .*some-vit.safetensors holds weights of vit.V",
+    ),
+    (
+      (NEEDS, larger, dict(init="some-vit")),
+      r"\(16,\) there, \(32,\) here.*config.model.encoder that it fits: {'name': 'vit.ViT', 'va",
+    ),
+  ):
+    encoder, own, fields = given
+    with pytest.raises(ValueError, match=says) as error:
+      start(encoder, own, **fields)
+    assert "\n" not in str(error.value)
+
+
+def test_batch_norms_are_folded_where_this_run_has_none(tmp_path):
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: rng.uniform(0.5, 2, shape).astype(np.float32)
+  source = {"kernel": draw(3, 4), "bias": draw(4)}
+  source |= {f"norm/{part}": draw(4) for part in ("scale", "mean", "var")}
+  file = tmp_path / "w.npz"
+  np.savez(file, **{f"model/encoder/stem/{name}": array for name, array in source.items()})
+  tree = lambda *names: {
+    "model": {"encoder": {"stem": {n: np.zeros_like(source[n]) for n in names}}}
+  }
+  without = TrainState(jnp.int32(0), tree("kernel", "bias"), {}, (), None)
+  taken = read(file, without).arrays
+  x = draw(5, 3)
+  there = (x @ source["kernel"] - source["norm/mean"]) / np.sqrt(source["norm/var"] + 1e-3)
+  there = there * source["norm/scale"] + source["bias"]
+  here = x @ taken["model/encoder/stem/kernel"] + taken["model/encoder/stem/bias"]
+  np.testing.assert_allclose(here, there, rtol=1e-5, atol=1e-5)
+  # Where it has some, they are taken as they are.
+  own = {"kernel": source["kernel"], "bias": source["bias"]}
+  params = {"model": {"encoder": {"stem": own | {"norm": {"scale": source["norm/scale"]}}}}}
+  kept = {
+    "model": {"encoder": {"stem": {"norm": {n: source[f"norm/{n}"] for n in ("mean", "var")}}}}
+  }
+  taken = read(file, TrainState(jnp.int32(0), params, kept, (), None)).arrays
+  for name, array in source.items():
+    np.testing.assert_array_equal(taken[f"model/encoder/stem/{name}"], array)
 
 
 def test_what_cannot_be_taken_is_said_in_one_line(run, tmp_path):

@@ -8,9 +8,8 @@ import pytest
 from flax import nnx
 
 from affjax.models import mobilenet, weights
-from scripts import fetch_faceres
 
-WEIGHTS = "AFFJAX_FACERES"  # environment variable: what scripts/fetch_faceres.py made
+WEIGHTS = "AFFJAX_FACERES"  # environment variable: what scripts/import_weights.py faceres-deep made
 
 
 def images(size=32, batch=2, seed=0):
@@ -98,7 +97,7 @@ def test_weights_are_filled_in_by_name_and_shape(tmp_path):
     weights.fill(model, {k: v for k, v in flat.items() if k != "stem/bias"})
   with pytest.raises(ValueError, match=r"stem/bias is \(8,\), in the file \(1,\)"):
     weights.fill(model, flat | {"stem/bias": np.zeros(1)})
-  with pytest.raises(ValueError, match="fetch"):
+  with pytest.raises(ValueError, match="import_weights"):
     weights.read(tmp_path / "other.npz")
 
 
@@ -151,11 +150,10 @@ def reference(arrays, pixels):
   return x
 
 
-def tokens_of(converted, multiplier, pixels):
-  model = mobilenet.MobileNet(
-    image_size=len(pixels), multiplier=multiplier, grid=1, norm="none",
-    centre=converted["centre"].tolist(), rngs=nnx.Rngs(0),
-  )  # fmt: skip
+def tokens_of(converted, encoder, pixels):
+  section = encoder | {"image_size": len(pixels), "rngs": nnx.Rngs(0)}
+  assert section.pop("name") == "mobilenet.MobileNet"
+  model = mobilenet.MobileNet(**section)
   weights.fill(model, converted)
   with jax.default_matmul_precision("highest"):
     return np.asarray(model(jnp.asarray(pixels / 127.5 - 1, jnp.float32)[None]))[0, 0]
@@ -168,14 +166,16 @@ def test_converted_weights_answer_as_the_packages_own_arithmetic():
   arrays = package()
   expected = reference(arrays, PIXELS).mean((0, 1))
   assert expected.std() > 0.1
-  found = tokens_of(fetch_faceres.convert(arrays), 0.25, PIXELS)
+  public = weights.convert(arrays).seen_through("faceres")
+  assert public.encoder["multiplier"] == 0.25
+  found = tokens_of(public.arrays, public.encoder, PIXELS)
   np.testing.assert_allclose(found, expected, atol=2e-4)
 
 
 def test_the_real_network_answers_as_its_own_arithmetic():
   path = os.environ.get(WEIGHTS)
   if not path:
-    pytest.skip(f"set {WEIGHTS} to what scripts/fetch_faceres.py made")
+    pytest.skip(f"set {WEIGHTS} to what scripts/import_weights.py faceres-deep made")
   converted = weights.read(Path(path))
   # Back to the package's names: factors are in the kernels already.
   arrays = {
@@ -192,4 +192,5 @@ def test_the_real_network_answers_as_its_own_arithmetic():
       f"conv_pw_{i + 1}_bn/batchnorm_1/sub": converted[f"blocks/{i}/pointwise/bias"],
     }
   expected = reference(arrays, PIXELS).mean((0, 1))
-  np.testing.assert_allclose(tokens_of(converted, 1.0, PIXELS), expected, atol=1e-3)
+  encoder = weights.facts(Path(path))["model"]
+  np.testing.assert_allclose(tokens_of(converted, encoder, PIXELS), expected, atol=1e-3)

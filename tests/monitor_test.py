@@ -1,8 +1,10 @@
+import contextlib
 import json
 import math
 import struct
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -241,3 +243,188 @@ def test_the_line_has_what_is_known_of_the_arithmetic():
   speed = {"images_per_second": 5.0, "waiting_for_data": 0.0, "memory_gb": 1.0}
   line = monitor.describe((), VALUES, speed | {"teraflops": 0.1234, "mfu": 0.42})
   assert line == "loss 1.500  5 img/s  0.123 TFLOP/s  MFU 42%  data 0%  1.0 GB"
+
+
+# Weights & Biases.
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+  """The real W&B, offline: it writes what it would send into the run's folder."""
+  module = pytest.importorskip("wandb", reason='W&B is an extra: pip install "affjax[wandb]"')
+  monkeypatch.setenv("WANDB_MODE", "offline")
+  yield module
+  with contextlib.suppress(ConnectionError):  # of a test that ends W&B's process
+    module.teardown()
+
+
+def records(folder):
+  """What W&B has stored of each start, in their order: lists of its records."""
+  import wandb
+  from wandb.proto.wandb_internal_pb2 import Record
+
+  wandb.teardown()  # its process has written all of it once it has ended
+  starts = []
+  for path in sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda p: p.stat().st_ctime):
+    data, found, whole = path.read_bytes(), [], b""
+    start, block = 7, 2**15  # LevelDB's log: blocks of parts of records, each behind 7 bytes
+    while start < len(data):
+      if block - start % block < 7:
+        start += block - start % block
+      length, part = struct.unpack("<HB", data[start + 4 : start + 7])
+      whole += data[start + 7 : start + 7 + length]
+      start += 7 + length
+      if part in (1, 4):  # a whole record, or its last part
+        found.append(Record.FromString(whole))
+        whole = b""
+    starts.append(found)
+  return starts
+
+
+def items(update):
+  """Numbers of a record of W&B: name -> value, without those of its own."""
+  named = {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in update}
+  return {name: value for name, value in named.items() if not name.startswith("_")}
+
+
+def history(start):
+  return [items(r.history.item) for r in start if r.WhichOneof("record_type") == "history"]
+
+
+def send(folder, *, start=0, project="tests", result=None, facts=None, lines=()):
+  """A start of a run that writes lines: step, kind, values."""
+  sent = monitor.Wandb(project, folder)
+  with sent.open(facts or {}):
+    with watch(folder, start=start, wandb=sent) as run:
+      for line in lines:
+        run.write(*line)
+    sent.result(result or {})
+
+
+def test_wandb_gets_what_the_log_gets(tmp_path, wandb, capsys):
+  lines = [
+    (10, "train", {"loss": 1.5, "loss/va": math.nan}),
+    (10, "validation", {"va/ccc": 0.25}),
+    (20, "train", {"loss": 0.5, "loss/va": 0.125}),
+  ]
+  result = {"scores": {"test": {"p_mtl": 1.0}}, "floors": {"test": {"p_mtl": 0.5}}}
+  facts = {"labels": {"au": ["AU1"]}, "start": {"git": "0123abc+"}}
+  send(tmp_path, lines=lines, result=result, facts=facts)
+  (start,) = records(tmp_path)
+  expected = [
+    {"step": step} | {f"{kind}/{name}": value for name, value in values.items()}
+    for step, kind, values in lines
+  ]
+  text = lambda entries: json.dumps(entries, sort_keys=True)  # NaN is not equal to itself
+  assert text(history(start)) == text(expected)
+  (run,) = [r.run for r in start if r.WhichOneof("record_type") == "run"]
+  assert (run.project, run.display_name) == ("tests", str(tmp_path))
+  config = {item.key: json.loads(item.value_json) for item in run.config.update}
+  assert config.items() >= facts.items()
+  summary = [r.summary for r in start if r.WhichOneof("record_type") == "summary"]
+  assert {"best": result}.items() <= {
+    k: v for s in summary for k, v in items(s.update).items()
+  }.items()
+  assert [r.exit.exit_code for r in start if r.WhichOneof("record_type") == "exit"] == [0]
+  (axis,) = [r.metric for r in start if r.WhichOneof("record_type") == "metric"]
+  assert (axis.glob_name, axis.step_metric) == ("*", "step")
+  assert "offline" in capsys.readouterr().out
+
+
+def test_a_continued_run_is_the_same_run_at_wandb_and_its_steps_never_go_back(tmp_path, wandb):
+  line = lambda step: (step, "train", {"loss": 1.0 / step})
+  send(tmp_path, lines=[line(5), line(10), line(15)], facts={"log_every": 5})
+  scored = (10, "validation", {"va/ccc": 0.5})
+  send(tmp_path, start=10, lines=[line(15), (15, *scored[1:]), line(20)], facts={"log_every": 1})
+  first, second = records(tmp_path)
+  assert [entry["step"] for entry in history(first)] == [5, 10, 15]
+  assert [(e["step"], "validation/va/ccc" in e) for e in history(second)] == [
+    (15, True),
+    (20, False),
+  ]
+  ids = {r.run.run_id for r in (*first, *second) if r.WhichOneof("record_type") == "run"}
+  assert ids == {json.loads((tmp_path / "wandb.json").read_text())["id"]}
+
+
+def test_wandb_gets_what_was_logged_without_it_at_the_next_start(tmp_path, wandb):
+  send(tmp_path, project=None, lines=[(5, "train", {"loss": 1.0}), (10, "train", {"loss": 0.5})])
+  assert not records(tmp_path)
+  send(tmp_path, start=10, lines=[(15, "train", {"loss": 0.25})])
+  (start,) = records(tmp_path)
+  assert history(start) == [
+    {"step": 5, "train/loss": 1.0},
+    {"step": 10, "train/loss": 0.5},
+    {"step": 15, "train/loss": 0.25},
+  ]
+
+
+def test_a_run_goes_on_where_wandb_fails(tmp_path, wandb, capfd):
+  sent = monitor.Wandb("tests", tmp_path)
+  with sent.open({}), watch(tmp_path, wandb=sent) as run:
+    run.write(5, "train", {"loss": 1.0})
+    (tmp_path / "wandb.partial").mkdir()  # the note of what was sent cannot be written
+    for step in (10, 15):
+      run.write(step, "train", {"loss": 1.0})
+    sent.result({})
+  assert [entry["step"] for entry in log(tmp_path)] == [5, 10, 15]
+  warnings = [line for line in capfd.readouterr().err.splitlines() if "warning" in line]
+  assert len(warnings) == 1
+  assert "W&B" in warnings[0]
+  assert "Is a directory" in warnings[0]
+
+
+def test_a_run_goes_on_where_wandbs_own_process_ends(tmp_path, wandb, capfd):
+  psutil = pytest.importorskip("psutil")
+  sent = monitor.Wandb("tests", tmp_path)
+  with sent.open({}), watch(tmp_path, wandb=sent) as run:
+    run.write(5, "train", {"loss": 1.0})
+    for process in psutil.Process().children(recursive=True):
+      if process.name() == "wandb-core":
+        process.kill()
+        process.wait()
+    for step in range(10, 30, 5):
+      run.write(step, "train", {"loss": 1.0})
+      time.sleep(0.2)  # until the connection is known to be lost
+  assert [entry["step"] for entry in log(tmp_path)] == [5, 10, 15, 20, 25]
+  assert capfd.readouterr().err.count("warning: W&B") == 1
+
+
+def test_a_run_starts_where_wandb_cannot_be_reached(tmp_path, wandb, monkeypatch, capfd):
+  monkeypatch.setenv("WANDB_MODE", "online")
+  monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # where nobody listens
+  monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+  monkeypatch.setenv("WANDB_INIT_TIMEOUT", "3")
+  send(tmp_path, lines=[(5, "train", {"loss": 1.0})])
+  assert [entry["step"] for entry in log(tmp_path)] == [5]
+  assert capfd.readouterr().err.count("warning: W&B") == 1
+
+
+@pytest.mark.parametrize("failure", ["key", "name"])
+def test_what_wandb_refuses_is_said_before_the_run(tmp_path, wandb, monkeypatch, failure):
+  if failure == "key":
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))  # where keys of `wandb login` are
+  project = "a/b" if failure == "name" else "tests"
+  with pytest.raises(ValueError, match="leave config.wandb out") as e:
+    send(tmp_path, project=project)
+  assert "\n" not in str(e.value)
+  assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_wandb_that_is_not_installed_is_said_at_once(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "wandb", None)
+  with pytest.raises(ValueError, match=r"config.wandb=tests: .*affjax\[wandb\]"):
+    monitor.Wandb("tests", tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"id": "a"}', '{"id": "a", "step": "b", "kinds": []}'])
+def test_a_note_of_what_was_sent_that_is_none_is_refused(tmp_path, wandb, text):
+  (tmp_path / "wandb.json").write_text(text)
+  with pytest.raises(ValueError, match="wandb.json"):
+    send(tmp_path)
+
+
+def test_a_run_without_a_project_has_nothing_of_wandb(tmp_path):
+  send(tmp_path, project=None, lines=[(5, "train", {"loss": 1.0})], result={"scores": {}})
+  assert not list(tmp_path.glob("wandb*"))

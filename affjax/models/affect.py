@@ -140,7 +140,7 @@ class AffectModel(nnx.Module):
     tokens, _ = self._encode(images, present, train=False, rngs=None, attention=False)
     own = self.decoder.num_extra
     image = tokens[:, : tokens.shape[1] - own].astype(jnp.float32).mean(axis=1)
-    carried = tokens[:, tokens.shape[1] - own :].astype(jnp.float32).reshape(len(image), -1)
+    carried = tokens[:, tokens.shape[1] - own :].astype(jnp.float32).reshape(image.shape[0], -1)
     outputs = self.decoder(tokens, train=False, rngs=None, attention=False)
     vectors = jnp.concatenate([image, carried], axis=1)
     return _of_clips(outputs | {"features": vectors}, present)
@@ -154,7 +154,7 @@ class AffectModel(nnx.Module):
     """
     if present is not None:
       images = images.reshape(-1, *self.input_shape)
-    extra = {"extra": self.decoder.extra(len(images))} if self.decoder.num_extra else {}
+    extra = {"extra": self.decoder.extra(images.shape[0])} if self.decoder.num_extra else {}
     tokens = self.encoder(images, **extra, **options)
     tokens, maps = tokens if options["attention"] else (tokens, None)
     if self.standardise is not None:
@@ -166,14 +166,14 @@ class AffectModel(nnx.Module):
   ) -> jax.Array:
     """[frames, length, width] of the encoder -> [frames, 1, width], through the temporal model."""
     if present is None:
-      present = jnp.ones((len(tokens), 1), bool)
+      present = jnp.ones((tokens.shape[0], 1), bool)
     frames = tokens.astype(jnp.float32).mean(axis=1)
     there = present.reshape(-1, 1)
     frames = self.standardise(frames, use_running_average=not train, mask=there)
     if self.temporal is not None:
       frames = frames.reshape(*present.shape, -1)
       frames = self.temporal(frames, present, train=train, rngs=rngs)
-    return frames.reshape(len(tokens), 1, -1)
+    return frames.reshape(tokens.shape[0], 1, -1)
 
 
 def _of_clips(outputs: Mapping[str, jax.Array], present: jax.Array | None) -> dict[str, jax.Array]:

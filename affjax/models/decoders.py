@@ -189,7 +189,7 @@ class TaskTokens(nnx.Module):
       return (self.heads(x), {}) if attention else self.heads(x)
     options = dict(train=train, rngs=rngs, attention=attention)
     image = tokens if self.project is None else self.project(tokens)
-    x = self.extra(len(tokens)).astype(image.dtype)
+    x = self.extra(tokens.shape[0]).astype(image.dtype)
     if self.readout is not None:
       x = x + self.readout(tokens)
     maps = {"tokens": [], "image": []}

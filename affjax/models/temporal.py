@@ -103,7 +103,7 @@ def _recur(cell: nnx.GRUCell, x: jax.Array, present: jax.Array, *, reverse: bool
     state = jnp.where(now[1][:, None], (1 - update) * new + update * state, state)
     return state, state
 
-  first = jnp.zeros((len(x), cell.hidden_features), jnp.float32)
+  first = jnp.zeros((x.shape[0], cell.hidden_features), jnp.float32)
   over_time = (inputs.swapaxes(0, 1), present.swapaxes(0, 1))
   return jax.lax.scan(step, first, over_time, reverse=reverse)[1].swapaxes(0, 1)
 

@@ -219,7 +219,7 @@ class ViT(nnx.Module):
       )
     if not jnp.issubdtype(images.dtype, jnp.floating):
       raise ValueError(f"images of dtype {images.dtype}: scale them to floats in [-1, 1]")
-    if extra is not None and (extra.ndim, *extra.shape[::2]) != (3, len(images), self.width):
+    if extra is not None and (extra.ndim, *extra.shape[::2]) != (3, images.shape[0], self.width):
       raise ValueError(
         f"extra tokens of shape {extra.shape}: they must be [{len(images)}, n, {self.width}], as"
         " the batch and the width of the encoder are"
@@ -435,7 +435,7 @@ def _stack(blocks: list[layers.Block]) -> layers.Block:
 def _repeat(token: nnx.Param, x: jax.Array) -> jax.Array:
   """[1, n, width] -> [batch, n, width], for the batch and in the dtype of `x`."""
   # Cast last, so that the gradient is summed over the batch in float32.
-  return jnp.broadcast_to(token[...], (len(x), *token.shape[1:])).astype(x.dtype)
+  return jnp.broadcast_to(token[...], (x.shape[0], *token.shape[1:])).astype(x.dtype)
 
 
 def _check_image_size(image_size: int, patch_size: int, variant: str) -> None:
