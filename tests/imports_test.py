@@ -14,7 +14,8 @@ LEAVES = [
   f"affjax.{name}"
   for name in (
     "losses", "metrics", "labels", "augment", "sharding", "build", "optim", "postprocess", "cost",
-    "compiled", "host", "stopping", "faces", "figures", "stages", "tables", "tracking", "onnx_graph",
+    "compiled", "host", "stopping", "faces", "figures", "stages", "tables", "tracking",
+    "onnx_graph",
   )
 ]  # fmt: skip
 MODES = [
