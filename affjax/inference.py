@@ -211,25 +211,21 @@ class Predictor:
     """[height, width, 3] of the model's images, or [width] of vectors."""
     return self._procedure.input_shape
 
-  def _jitted(self, function: Callable[..., Any]) -> Callable[..., Any]:
-    compiled = jax.jit(function)
-    return lambda *inputs: compiled(self._params, self._model_state, *inputs)
-
   @functools.cached_property
-  def _predict(self) -> Callable[..., dict[str, jax.Array]]:
-    return self._jitted(self._procedure.predict)
+  def _jitted(self) -> dict[str, Callable[..., Any]]:
+    """Functions of parameters, state and inputs, compiled when they are called first."""
 
-  @functools.cached_property
-  def _vectors(self) -> Callable[..., dict[str, jax.Array]]:
-    return self._jitted(self._procedure.features)
-
-  @functools.cached_property
-  def _attend(self) -> Callable[..., dict[str, jax.Array]]:
     def attend(params: Any, model_state: Any, images: jax.Array) -> dict[str, jax.Array]:
       maps = self._procedure.predict(params, model_state, images, attention=True)[1]["decoder"]
       return {name: x.swapaxes(0, 1) for name, x in maps.items()}
 
-    return self._jitted(attend)
+    own = self._procedure
+    return {
+      "outputs": jax.jit(own.predict), "features": jax.jit(own.features), "maps": jax.jit(attend)
+    }  # fmt: skip
+
+  def _call(self, name: str, *inputs: np.ndarray) -> dict[str, jax.Array]:
+    return self._jitted[name](self._params, self._model_state, *inputs)
 
   def predict(self, images: Images, frames: Sequence[int] | None = None) -> Prediction:
     """Predicts faces that are cropped and aligned as `contract` says.
@@ -248,7 +244,7 @@ class Predictor:
     Equal to the bit for equal images in the same bucket; of different ones, in float32, values and
     probabilities are within about 1e-6.
     """
-    return self._in_buckets(self._predict, images)
+    return self._in_buckets("outputs", images)
 
   def features(self, images: Images) -> np.ndarray:
     """[images, width] float32: what the outputs are read from, see `affect.AffectModel.features`.
@@ -256,7 +252,7 @@ class Predictor:
     Args:
       images: as for `predict`.
     """
-    return self._in_buckets(self._vectors, images)["features"]
+    return self._in_buckets("features", images)["features"]
 
   def sequence(self, images: Images, frames: Sequence[int]) -> dict[str, np.ndarray]:
     """The raw outputs, as `outputs` gives them, for images of one person in one video.
@@ -285,7 +281,7 @@ class Predictor:
           some[:count] = rows[start : start + count]
           yield count, (self._windows(images, some, pool), some >= 0)
 
-    whole = _run(self._predict, batches())
+    whole = _run(functools.partial(self._call, "outputs"), batches())
     return {name: clips.stitch(x, rows, len(images)) for name, x in whole.items()}
 
   def _windows(
@@ -319,13 +315,11 @@ class Predictor:
     one = lambda image: fit(read_image(image) if isinstance(image, str | Path) else image, size)
     return np.stack(list(pool.map(one, images)))
 
-  def _in_buckets(
-    self, function: Callable[..., Any], images: Images, sizes: Sequence[int] = ()
-  ) -> Any:
+  def _in_buckets(self, name: str, images: Images, sizes: Sequence[int] = ()) -> Any:
     """What a jitted function of images gives for all of them: a tree of [images, ...].
 
     Args:
-      function: [bucket, ...] -> a tree of [bucket, ...].
+      name: of a function in `_jitted`.
       images: as for `predict`.
       sizes: of buckets; (): `BUCKETS`.
     """
@@ -339,7 +333,7 @@ class Predictor:
           padded[:count] = read
           yield count, (padded,)
 
-    return _run(function, batches())
+    return _run(functools.partial(self._call, name), batches())
 
   def attention(self, images: Images) -> Attention:
     """Where the task tokens look.
@@ -350,7 +344,7 @@ class Predictor:
     Raises:
       ValueError: the model has no task tokens.
     """
-    maps = self._in_buckets(self._attend, images, BUCKETS[:-1])  # maps are large
+    maps = self._in_buckets("maps", images, BUCKETS[:-1])  # maps are large
     if not maps:
       raise ValueError(f"{self.config['model']['decoder']['name']} has no task tokens that look")
     tokens, image = (np.moveaxis(maps[name], 0, 1) for name in ("tokens", "image"))
@@ -419,7 +413,7 @@ class Portable(Predictor):
     """
     super().__init__(config, None, None, None, **facts)
     self._exported = exported
-    self._call = jax.jit(exported.call)
+    self._program = jax.jit(exported.call)
 
   @property
   def input_shape(self) -> tuple[int, ...]:
@@ -447,7 +441,9 @@ class Portable(Predictor):
           return False
     return True
 
-  def _predict(self, images: np.ndarray, present: np.ndarray | None = None) -> dict[str, jax.Array]:
+  def _call(
+    self, name: str, images: np.ndarray, present: np.ndarray | None = None
+  ) -> dict[str, jax.Array]:
     """The program gives probabilities; their logarithms are logits as good as the model's own."""
     alone = present is None and len(self._exported.in_avals) == 2
     if alone:  # a clip of one frame: what is not there has no influence
@@ -458,7 +454,7 @@ class Portable(Predictor):
         images[:, None],
         images.dtype.type(0),
       )
-    given = self._call(images, *(() if present is None else (present,)))
+    given = self._program(images, *(() if present is None else (present,)))
     given = {task: y[:, 0] if alone else y for task, y in given.items()}
     finite = lambda p: jax.numpy.clip(p, 1e-30, 1 - 2**-24)
     of = {

@@ -34,6 +34,7 @@ _SAME = {
   "sign": "Sign", "sin": "Sin", "sqrt": "Sqrt", "sub": "Sub", "tanh": "Tanh",
 }  # fmt: skip
 _REDUCTIONS = {"reduce_max": "ReduceMax", "reduce_min": "ReduceMin", "reduce_sum": "ReduceSum"}
+_OF_SHAPES = ("broadcast_in_dim", "expand_dims", "reshape", "squeeze", "transpose")
 _NOTHING = ("copy", "copy_p", "optimization_barrier", "stop_gradient")
 _CALLS = ("checkpoint", "closed_call", "custom_jvp_call", "custom_vjp_call", "jit", "remat2")
 
@@ -321,7 +322,7 @@ class _Graph:
     arrays = [value.array for value in inputs]
     if name in _SAME or name in _ELEMENTWISE:
       arrays = np.broadcast_arrays(*arrays)
-    elif name == "broadcast_in_dim" or not all(map(_known, (x.aval.shape for x in outputs))):
+    elif name in _OF_SHAPES or not all(_known(x.aval.shape) for x in outputs):
       return None
     else:
       pairs = zip(inputs, equation.invars, strict=True)

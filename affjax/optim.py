@@ -324,7 +324,7 @@ def layer_factors(params: Any, decay: float) -> Any:
 
   def factor(path: tuple[Any, ...], leaf: jax.Array) -> float | np.ndarray:
     rest = inside.get(paths.name(path), "norm/")
-    if rest.startswith("norm/"):
+    if rest.startswith(("norm/", "head/")):  # behind the last block
       return 1.0
     if block := re.match(r"blocks/(\d+)/", rest):
       return decay ** (depth - int(block[1]))

@@ -54,7 +54,7 @@ from affjax import (
 from affjax.data import clips
 
 BATCH = 64  # faces that are predicted together
-BLOCK = 256  # rows that are written together
+BLOCK = 64  # rows that are written together
 GAP = 15  # frames for which a face may be unseen and stay the same person's
 DETECT_EVERY = 3  # frames; points in between are as exact: see scripts/benchmark_video.py
 CORE = 256  # rows at least that are taken at a time where those beside them matter

@@ -78,10 +78,11 @@ class Table:
       self._file = sys.stdout
     writer = csv.writer(self._file)
     writer.writerow(self._kinds)
+    self._file.flush()  # here and below: what there is can be read, whatever comes
 
     def write(columns: Columns) -> None:
       writer.writerows(zip(*(map(_cell, columns[name]) for name in self._kinds), strict=True))
-      self._file.flush()  # what is there can be read, whatever comes
+      self._file.flush()
 
     return write
 

@@ -141,6 +141,7 @@ class Ran:
     count: of faces.
     rows: if they are kept; without their crops.
     times: [frames] seconds from the start, when their rows were there.
+    work: [frames] seconds of processor time until then, of all threads.
     memory: [frames] MB of the process then.
   """
 
@@ -148,6 +149,7 @@ class Ran:
   count: int
   rows: list[stream.Row]
   times: np.ndarray
+  work: np.ndarray
   memory: np.ndarray
 
 
@@ -158,18 +160,18 @@ def run(
   clock, found, count, marks = stages.Clock(), [], 0, {}
   kinds = predict.kinds(predictor, False)
   with tempfile.TemporaryDirectory() as folder:
-    start = time.perf_counter()
+    start, before = time.perf_counter(), time.process_time()
     with tables.Table(f"{folder}/rows.csv", kinds) as table:
       for row in predict.rows([clip], predictor, options, clock):
         with clock("write", 1):
           table.write(predict.columns([row], predictor, kinds))
         count += row.track > 0
         found += [row] if keep else []
-        marks[row.frame] = time.perf_counter() - start, resident()
+        now = time.perf_counter() - start, time.process_time() - before
+        marks[row.frame] = *now, resident()
   clock.seconds["predict"] += clock.seconds.pop("compile", 0.0)  # which it was before
   clock.count["predict"] += clock.count.pop("compile", 0)
-  times, memory = np.array(list(marks.values())).T
-  return Ran(clock, count, found, times, memory)
+  return Ran(clock, count, found, *np.array(list(marks.values())).T)
 
 
 def resident() -> float:
@@ -186,6 +188,7 @@ def speed(
   frames, count = len(ran.times), ran.count
   print(f"\n{name}: {count / frames:.2f} faces a frame, looked for every {options.detect_every}")
   print(ran.clock.table(predict.devices(), ran.times[-1], frames))
+  print(f"processor time of all threads: {1e3 * ran.work[-1] / frames:.1f} ms/frame")
   start = time.perf_counter()
   decoded = sum(1 for _ in media.shots(clip))
   print(f"floor, decoding alone: {1e3 * (time.perf_counter() - start) / decoded:.2f} ms/frame")
@@ -251,16 +254,17 @@ def length(
 ) -> None:
   """Prints what a frame takes, by tenths of a long clip."""
   ran = run(clip, predictor, predict.Options(detect_every=options.detect_every))
-  marks = np.concatenate([[0], ran.times[count // 10 - 1 :: count // 10]])
-  each = 1e3 * np.diff(marks) / (count // 10)
-  memory = ran.memory[count // 10 - 1 :: count // 10]
+  ends = np.arange(1, 11) * (count // 10) - 1
   print(f"\n{count:,} frames, by tenths")
-  print("ms/frame ", *(f"{x:7.1f}" for x in each))
-  print("memory MB", *(f"{x:7.0f}" for x in memory))
-  print(
-    f"last/first: {each[-1] / each[0]:.2f} ms/frame, {memory[-1] / memory[0]:.2f} memory;"
-    f" second half/first half: {each[5:].mean() / each[:5].mean():.2f} ms/frame"
-  )
+  of_frame = lambda seconds: 1e3 * np.diff(seconds[ends], prepend=0) / (count // 10)
+  rows = {
+    "ms/frame": of_frame(ran.times),
+    "processor ms/frame": of_frame(ran.work),
+    "memory MB": ran.memory[ends],
+  }
+  for name, values in rows.items():
+    numbers = " ".join(f"{value:7.1f}" for value in values)
+    print(f"{name:18} {numbers}   last/first {values[-1] / values[0]:.2f}")
 
 
 def parse() -> argparse.Namespace:

@@ -225,7 +225,8 @@ def wait(process: subprocess.Popen, folder: Path, size: int, name: str) -> None:
           continue
     finally:
       process.kill()  # where the wait is interrupted
-    bar.update(size - bar.n)
+    if process.returncode == 0:
+      bar.update(size - bar.n)
 
 
 def written(folder: Path) -> int:

@@ -81,6 +81,12 @@ def named(model):
   return {"/".join(map(str, path)): np.asarray(x[...]) for path, x in flat}
 
 
+def answer(module, x, **options):
+  """What a module makes of x, compiled as one program: op by op takes longer."""
+  graph, state = nnx.split(module)
+  return jax.jit(lambda state, x: nnx.merge(graph, state)(x, **options))(state, x)
+
+
 BLOCK = dict(gate=False, activation=convolutions.relu6, dtype=jnp.float32)
 
 
@@ -91,7 +97,7 @@ def test_folded_batch_norms_answer_as_those_that_are_not():
   block, folded = random_statistics(make("batch")), make("none")
   weights.fill(folded, weights.fold(named(block)))
   x = jax.random.normal(jax.random.key(0), (2, 9, 9, 8))
-  expected, found = (b(x, train=False, rngs=None) for b in (block, folded))
+  expected, found = (answer(b, x, train=False, rngs=None) for b in (block, folded))
   assert float(expected.std()) > 0.1
   np.testing.assert_allclose(found, expected, atol=1e-5)
   without = {k: v for k, v in named(block).items() if k != "expand/norm/var"}
@@ -120,15 +126,22 @@ def test_a_gate_is_the_formula_of_squeeze_and_excitation():
   sigmoid = lambda y: 1 / (1 + np.exp(-y))
   inside = dense(np.asarray(x).mean((1, 2)), gate.reduce)
   factor = sigmoid(dense(inside * sigmoid(inside), gate.expand))
-  np.testing.assert_allclose(gate(x), x * factor[:, None, None], atol=1e-5)
+  np.testing.assert_allclose(answer(gate, x), x * factor[:, None, None], atol=1e-5)
 
 
 def test_a_block_is_left_out_of_a_sample_wholly_or_not_at_all():
   options = BLOCK | dict(norm="none", drop_path_rate=0.5)
   block = efficientnet.Block(8, 8, 3, 1, 2, **options, rngs=nnx.Rngs(0))
   x = jax.random.normal(jax.random.key(0), (64, 3, 3, 8))
-  added = np.asarray(block(x, train=False, rngs=None) - x)
-  found = np.asarray(block(x, train=True, rngs=nnx.Rngs(dropout=1)) - x)
+  added = np.asarray(answer(block, x, train=False, rngs=None)) - x
+  graph, state = nnx.split((block, nnx.Rngs(dropout=1)))
+
+  @jax.jit
+  def train(state, x):
+    block, rngs = nnx.merge(graph, state)
+    return block(x, train=True, rngs=rngs)
+
+  found = np.asarray(train(state, x)) - x
   kept = np.abs(found).max((1, 2, 3)) > 0
   assert 20 < kept.sum() < 44
   np.testing.assert_allclose(found[kept], 2 * added[kept], atol=1e-5)
@@ -144,16 +157,19 @@ def test_shifted_products_are_a_convolution_of_each_channel(kernel, size, stride
     x, kernel[:, :, None], (stride, stride), "SAME",
     dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=4, precision="highest",
   )  # fmt: skip
-  np.testing.assert_allclose(convolutions.depthwise(x, kernel, stride), expected, atol=1e-5)
+  np.testing.assert_allclose(
+    jax.jit(convolutions.depthwise, static_argnums=2)(x, kernel, stride), expected, atol=1e-5
+  )
 
 
 def test_a_grid_that_does_not_divide_the_map_still_has_its_mean():
   x = jax.random.normal(jax.random.key(0), (2, 7, 7, 3))
-  cells = convolutions.cells(x, 3)
+  average = jax.jit(convolutions.cells, static_argnums=1)
+  cells = average(x, 3)
   np.testing.assert_allclose(cells.mean(1), x.mean((1, 2)), atol=1e-6)
   corner = np.zeros((1, 7, 7, 1), np.float32)
   corner[0, 0, 0] = 1
-  cells = convolutions.cells(jnp.asarray(corner), 3)
+  cells = average(jnp.asarray(corner), 3)
   np.testing.assert_allclose(cells[0, 1:], 0)
   assert cells[0, 0, 0] == pytest.approx((3 / 7) ** 2)
 

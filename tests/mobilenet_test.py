@@ -46,29 +46,6 @@ def test_maps_become_a_grid_of_tokens(norm):
   assert maps == {}
 
 
-def test_a_grid_that_does_not_divide_the_map_still_has_its_mean():
-  x = jax.random.normal(jax.random.key(0), (2, 7, 7, 3))
-  cells = mobilenet._cells(x, 3)
-  np.testing.assert_allclose(cells.mean(1), x.mean((1, 2)), atol=1e-6)
-  corner = np.zeros((1, 7, 7, 1), np.float32)
-  corner[0, 0, 0] = 1
-  cells = mobilenet._cells(jnp.asarray(corner), 3)
-  np.testing.assert_allclose(cells[0, 1:], 0)
-  assert cells[0, 0, 0] == pytest.approx((3 / 7) ** 2)
-
-
-@pytest.mark.parametrize("size", [8, 9])
-@pytest.mark.parametrize("stride", [1, 2])
-def test_shifted_products_are_a_convolution_of_each_channel(size, stride):
-  x = jax.random.normal(jax.random.key(1), (2, size, size, 4))
-  kernel = jax.random.normal(jax.random.key(2), (3, 3, 4))
-  expected = jax.lax.conv_general_dilated(
-    x, kernel[:, :, None], (stride, stride), "SAME",
-    dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=4, precision="highest",
-  )  # fmt: skip
-  np.testing.assert_allclose(mobilenet._depthwise(x, kernel, stride), expected, atol=1e-5)
-
-
 def test_wrong_options_are_refused_by_name():
   with pytest.raises(ValueError, match="norm 'batch'.*'group', 'none'"):
     shapes(image_size=32, norm="batch")

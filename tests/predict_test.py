@@ -315,8 +315,8 @@ def test_a_run_over_time_sees_each_person_as_in_one_piece(run_over_time, tmp_pat
   assert [row["frame"] for row in rows] == [*range(1, 71)]
   for name in ("valence", "p_fear", "AU12"):
     np.testing.assert_allclose([float(row[name]) for row in rows], expected[name], atol=1e-5)
-  alone = predictor.predict(images).columns()["valence"]
-  assert np.abs(alone - expected["valence"]).max() > 1e-4
+  alone = predictor.predict(images[35:36]).columns()["valence"]
+  assert abs(alone[0] - expected["valence"][35]) > 1e-4
 
 
 def test_only_every_nth_frame_is_looked_at(predictor, film):
@@ -702,7 +702,7 @@ def test_what_is_there_when_it_is_stopped_is_kept_and_said(run, heads, tmp_path)
   film = write(tmp_path / "film.mp4", (scene(heads, [(9 + k % 90, 9)], k) for k in range(4000)))
   process = start(run, film, f"--output={tmp_path}/out.csv")
   partial = tmp_path / "out.partial.csv"
-  for _ in range(600):
+  for _ in range(2400):
     if partial.exists() and partial.stat().st_size > 2000:
       break
     time.sleep(0.1)

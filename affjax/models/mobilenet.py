@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from affjax.models.convolutions import Convolution, cells, relu6
+
 # Channels at multiplier 1 and stride of each block (table 1 of the paper).
 _BLOCKS = (
   (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), (512, 1), (512, 1), (512, 1),
@@ -65,7 +67,7 @@ class MobileNet(nnx.Module):
     self._dtype, self._centre = jnp.dtype(dtype), tuple(centre)
     common = dict(norm=norm, dtype=self._dtype, rngs=rngs)
     inner, side = channels(_STEM), -(-image_size // 2)
-    self.stem = Convolution((3, 3, 3, inner), stride=2, **common)
+    self.stem = Convolution((3, 3, 3, inner), stride=2, activation=relu6, **common)
     blocks = []
     for count, stride in _BLOCKS[:depth]:
       blocks.append(Separable(inner, channels(count), stride, **common))
@@ -103,7 +105,7 @@ class MobileNet(nnx.Module):
     x = self.stem(x)
     for block in self.blocks:
       x = block(x)
-    tokens = _cells(x, self.grid)
+    tokens = cells(x, self.grid)
     return (tokens, {}) if attention else tokens
 
 
@@ -114,79 +116,10 @@ class Separable(nnx.Module):
     self, inner: int, outer: int, stride: int, *, norm: str, dtype: jnp.dtype, rngs: nnx.Rngs
   ) -> None:
     """Builds the block: `inner` channels to `outer`."""
-    common = dict(norm=norm, dtype=dtype, rngs=rngs)
+    common = dict(norm=norm, activation=relu6, dtype=dtype, rngs=rngs)
     self.depthwise = Convolution((3, 3, inner), stride=stride, **common)
-    self.pointwise = Convolution((inner, outer), stride=1, **common)
+    self.pointwise = Convolution((inner, outer), **common)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps [batch, height, width, inner] to [batch, height / stride, width / stride, outer]."""
     return self.pointwise(self.depthwise(x))
-
-
-class Convolution(nnx.Module):
-  """A convolution with zeros around, its bias or norm, and ReLU cut off at 6."""
-
-  def __init__(
-    self, shape: tuple[int, ...], *, stride: int, norm: str, dtype: jnp.dtype, rngs: nnx.Rngs
-  ) -> None:
-    """Builds the layer.
-
-    Args:
-      shape: of the kernel: [3, 3, inner, outer], [3, 3, channels] (of each channel alone), or
-        [inner, outer] (at each place alone).
-      stride: in both directions.
-      norm: see `MobileNet`.
-      dtype: dtype of the activations.
-      rngs: source of the parameters' keys.
-    """
-    self.kernel = nnx.Param(nnx.initializers.he_normal()(rngs.params(), shape))
-    self.bias = nnx.Param(jnp.zeros(shape[-1]))
-    groups = dict(num_groups=shape[-1] // 8, use_bias=False)
-    self.norm = (
-      nnx.GroupNorm(shape[-1], **groups, dtype=dtype, rngs=rngs) if norm == "group" else None
-    )
-    self._stride, self._dtype = stride, dtype
-
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps [batch, height, width, inner] to [batch, height / stride, width / stride, outer]."""
-    kernel, bias = (p[...].astype(self._dtype) for p in (self.kernel, self.bias))
-    if kernel.ndim == 2:
-      x = x @ kernel
-    elif kernel.ndim == 3:
-      x = _depthwise(x, kernel, self._stride)
-    else:
-      x = jax.lax.conv_general_dilated(
-        x, kernel, (self._stride,) * 2, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-      )
-    x = x if self.norm is None else self.norm(x)
-    return jnp.clip(x + bias.reshape(1, 1, 1, -1), 0, 6)
-
-
-def _depthwise(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-  """Nine shifted products and their sum: on a CPU four times as fast as a grouped convolution."""
-  height, width = x.shape[1:3]
-  sizes, pads = [], [(0, 0)]
-  for extent in (height, width):
-    size = -(-extent // stride)
-    total = max((size - 1) * stride + 3 - extent, 0)
-    sizes.append((size - 1) * stride + 1)
-    pads.append((total // 2, total - total // 2))  # what "SAME" means
-  x = jnp.pad(x, (*pads, (0, 0)))
-  shifted = lambda i, j: x[:, i : i + sizes[0] : stride, j : j + sizes[1] : stride]
-  weight = lambda i, j: kernel[i, j].reshape(1, 1, 1, -1)
-  return sum(shifted(i, j) * weight(i, j) for i in range(3) for j in range(3))
-
-
-def _cells(x: jax.Array, grid: int) -> jax.Array:
-  """[batch, height, width, channels] -> [batch, grid * grid, channels] means over equal cells.
-
-  Where the cells do not divide the map, the places on an edge count for both sides in parts.
-  """
-  for axis in (1, 2):
-    size = x.shape[axis]
-    edges = jnp.arange(grid + 1) * size / grid
-    place = jnp.arange(size)[None]
-    inside = jnp.minimum(edges[1:, None], place + 1) - jnp.maximum(edges[:-1, None], place)
-    share = jnp.clip(inside, 0, 1).astype(x.dtype) * (grid / size)
-    x = jnp.moveaxis(jnp.tensordot(share, x, (1, axis)), 0, axis)
-  return x.reshape(x.shape[0], grid * grid, x.shape[-1])
