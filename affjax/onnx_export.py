@@ -15,7 +15,7 @@ import importlib.metadata
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -23,9 +23,11 @@ import numpy as np
 from affjax import contract, inference, workdir
 from affjax.data import records
 
+if TYPE_CHECKING:
+  import onnx
+
 BATCHES = (1, 3, 8)  # that the model is tried on
 TOLERANCE = 1e-4  # of values and probabilities
-_LARGEST = 2**31 - 1  # bytes of an ONNX file that has its weights in it
 
 Model = Callable[..., dict[str, jax.Array]]
 Inputs = Mapping[str, jax.ShapeDtypeStruct]
@@ -48,22 +50,15 @@ def write(folder: Path) -> None:
   except ImportError as e:
     raise ValueError(f'--format=onnx needs {e.name}: pip install "affjax[onnx]"') from e
   model, inputs = _open(folder)
-  try:
-    made = onnx_graph.convert(model, inputs)
-  except ValueError as e:
-    raise ValueError(f"--format=onnx: {e}; use safetensors or stablehlo") from e
-  made.producer_name, made.producer_version = "affjax", importlib.metadata.version("affjax")
-  for name in (contract.PREPROCESS, contract.LABELS):
-    text = json.dumps(contract.read_json(folder / name))
-    made.metadata_props.add(key=name.removesuffix(".json"), value=text)
-  step = contract.read_json(folder / contract.MANIFEST)["step"]
-  made.metadata_props.add(key="step", value=str(step))
-  if made.ByteSize() > _LARGEST:
-    raise ValueError(
-      f"--format=onnx: {made.ByteSize():,} bytes, a file may have {_LARGEST:,}: use safetensors"
-    )
-  content = made.SerializeToString()
-  compare(content, model, inputs)
+  # Where nobody saves digits.
+  with jax.default_device(jax.devices("cpu")[0]), jax.default_matmul_precision("highest"):
+    try:
+      made = onnx_graph.convert(model, inputs)
+    except ValueError as e:
+      raise ValueError(f"--format=onnx: {e}; use safetensors or stablehlo") from e
+    _describe(made, folder)
+    content = made.SerializeToString()
+    compare(content, model, inputs)
   records.store(folder / contract.ONNX, content)
 
 
@@ -86,6 +81,16 @@ def _open(folder: Path) -> tuple[Model, Inputs]:
   return functools.partial(model, params, model_state), inputs
 
 
+def _describe(made: "onnx.ModelProto", folder: Path) -> None:
+  """Gives a file what an export says of its model."""
+  made.producer_name, made.producer_version = "affjax", importlib.metadata.version("affjax")
+  told = {"step": contract.read_json(folder / contract.MANIFEST)["step"]}
+  for name in (contract.PREPROCESS, contract.LABELS):
+    told[name.removesuffix(".json")] = contract.read_json(folder / name)
+  for name, value in told.items():
+    made.metadata_props.add(key=name, value=json.dumps(value))
+
+
 def compare(content: bytes, model: Model, inputs: Inputs) -> None:
   """Raises ValueError unless ONNX Runtime gives for a file what JAX gives for a model.
 
@@ -99,8 +104,7 @@ def compare(content: bytes, model: Model, inputs: Inputs) -> None:
   session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
   rng = np.random.default_rng(0)
   given = {name: _drawn(rng, (max(BATCHES), *x.shape[1:]), x.dtype) for name, x in inputs.items()}
-  with jax.default_device(jax.devices("cpu")[0]), jax.default_matmul_precision("highest"):
-    own = jax.device_get(model(*given.values()))  # what an image gives is its own
+  own = jax.device_get(model(*given.values()))  # what an image gives is its own
   for batch in BATCHES:
     there = given.get("present", np.ones(max(BATCHES), bool))[:batch]
     some = {name: array[:batch] for name, array in given.items()}

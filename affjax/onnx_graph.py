@@ -2,9 +2,9 @@
 
 What a model is made of, at the level of `jax.lax`, is some forty operations whatever library it is
 written in, and each is one or a few of ONNX's. That is all that is needed here, so the only package
-besides JAX is `onnx`. (jax2onnx 0.17.1 was tried: it cannot be installed beside our Orbax, replaces
-the functions of Flax while it traces, of which its `Dropout` takes no `rngs`, and gave a graph that
-does not load for a MobileNet.)
+besides JAX is `onnx`. (jax2onnx 0.17.1 was tried: it cannot be installed beside our Orbax, and it
+replaces functions of Flax and NumPy's names while it traces, where its `Dropout` takes no `rngs` and
+its `clip` gave a graph that ONNX Runtime refuses.)
 
 What depends on no input is computed by JAX and written as a number. Sizes may be symbolic in one
 name, such as the batch. A value that is broadcast stays small until something needs it large: most
@@ -24,19 +24,19 @@ from onnx import helper
 
 # Old enough for what runs ONNX today, TensorRT and browsers among it.
 OPSET, IR_VERSION = 17, 8
+LARGEST = 2**31 - 2**24  # bytes of weights: a file that has them in it ends at 2 GiB
 
 # Of JAX -> of ONNX: element by element, with the same inputs.
 _SAME = {
-  "abs": "Abs", "add": "Add", "and": "And", "ceil": "Ceil", "cos": "Cos", "div": "Div",
-  "eq": "Equal", "erf": "Erf", "exp": "Exp", "floor": "Floor", "ge": "GreaterOrEqual",
-  "gt": "Greater", "le": "LessOrEqual", "log": "Log", "logistic": "Sigmoid", "lt": "Less",
-  "max": "Max", "min": "Min", "mul": "Mul", "neg": "Neg", "not": "Not", "or": "Or", "pow": "Pow",
-  "sign": "Sign", "sin": "Sin", "sqrt": "Sqrt", "sub": "Sub", "tanh": "Tanh",
+  "abs": "Abs", "add": "Add", "and": "And", "div": "Div", "eq": "Equal", "exp": "Exp",
+  "ge": "GreaterOrEqual", "gt": "Greater", "le": "LessOrEqual", "log": "Log",
+  "logistic": "Sigmoid", "lt": "Less", "max": "Max", "min": "Min", "mul": "Mul", "neg": "Neg",
+  "not": "Not", "or": "Or", "pow": "Pow", "sqrt": "Sqrt", "sub": "Sub", "tanh": "Tanh",
 }  # fmt: skip
 _REDUCTIONS = {"reduce_max": "ReduceMax", "reduce_min": "ReduceMin", "reduce_sum": "ReduceSum"}
 _OF_SHAPES = ("broadcast_in_dim", "expand_dims", "reshape", "squeeze", "transpose")
-_NOTHING = ("copy", "copy_p", "optimization_barrier", "stop_gradient")
-_CALLS = ("checkpoint", "closed_call", "custom_jvp_call", "custom_vjp_call", "jit", "remat2")
+_NOTHING = ("copy", "stop_gradient")
+_CALLS = ("checkpoint", "custom_jvp_call", "custom_vjp_call", "jit", "remat2")
 
 Size = Any  # int, or an expression of jax.export's
 Shape = tuple[Size, ...]
@@ -127,7 +127,7 @@ def convert(
   """Converts a function with all that it refers to.
 
   Args:
-    function: of arrays, in the order of `inputs`; gives name -> array. Its float64 is float32.
+    function: of arrays, in the order of `inputs`; gives name -> array.
     inputs: name -> shape and type. The first axis of the first input may be one symbol of
       `jax.export.symbolic_shape`, of which multiples may be anywhere.
 
@@ -135,7 +135,8 @@ def convert(
     A model with inputs and outputs of these names, of opset `OPSET`.
 
   Raises:
-    ValueError: the function does what has no counterpart here; it says what.
+    ValueError: the function does what has no counterpart here, which it names; or there is too much
+      of what it refers to.
   """
   closed, out = jax.make_jaxpr(function, return_shape=True)(*inputs.values())
   graph = _Graph(batch=next(iter(inputs.values())).shape[0], source=next(iter(inputs)))
@@ -144,16 +145,19 @@ def convert(
   names = sorted(out)  # as JAX orders a dict
   for name, value, variable in zip(names, found, closed.jaxpr.outvars, strict=True):
     graph.node("Identity", [graph.full(value, variable.aval)], [name])
+  nodes = graph.needed(names)
   made = helper.make_graph(
-    *(graph.needed(names), "affjax"),
+    *(nodes, "affjax"),
     [_info(value.name, value.shape, value.dtype) for value in given],
     [_info(name, out[name].shape, out[name].dtype) for name in names],
-    initializer=graph.initializers(names),
+    initializer=graph.initializers(nodes),
   )
-  model = helper.make_model(
-    made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
-  )
-  onnx.checker.check_model(model, full_check=True)
+  opsets = [helper.make_opsetid("", OPSET)]
+  model = helper.make_model(made, opset_imports=opsets, ir_version=IR_VERSION)
+  try:
+    onnx.checker.check_model(model, full_check=True)
+  except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as e:
+    raise ValueError(f"what it becomes is no valid ONNX: {' '.join(str(e).split())[:200]}") from e
   return model
 
 
@@ -190,9 +194,8 @@ class _Graph:
     return f"{what.lower()}/{next(self._numbers)}"
 
   def node(self, op: str, inputs: Sequence[Any], outputs: Sequence[str], **attributes: Any) -> None:
-    """Adds a node; inputs are values or arrays, None where one is left out."""
-    names = ["" if x is None else self.name(x) for x in inputs]
-    self.nodes.append(helper.make_node(op, names, outputs, **attributes))
+    """Adds a node; inputs are values or arrays."""
+    self.nodes.append(helper.make_node(op, list(map(self.name, inputs)), outputs, **attributes))
 
   def emit(
     self, op: str, *inputs: Any, shape: Shape, dtype: Any = None, **attributes: Any
@@ -222,12 +225,14 @@ class _Graph:
         names |= _used(node)
     return kept[::-1]
 
-  def initializers(self, outputs: Sequence[str]) -> list[onnx.TensorProto]:
-    """The constants that these outputs depend on."""
-    names = set().union(*map(_used, self.needed(outputs)))
-    found = [(name, array) for name, array in self._constants.values() if name in names]
-    return [onnx.numpy_helper.from_array(np.ascontiguousarray(x), name) if x.ndim
-            else onnx.numpy_helper.from_array(x, name) for name, x in found]  # fmt: skip
+  def initializers(self, nodes: Sequence[onnx.NodeProto]) -> list[onnx.TensorProto]:
+    """The constants that these nodes refer to."""
+    names = set().union(*map(_used, nodes))
+    found = {name: array for name, array in self._constants.values() if name in names}
+    size = sum(array.nbytes for array in found.values())
+    if size > LARGEST:
+      raise ValueError(f"{size:,} bytes of weights, a file of ONNX's may have {LARGEST:,}")
+    return [onnx.numpy_helper.from_array(array, name) for name, array in found.items()]
 
   # Shapes.
 
@@ -453,26 +458,31 @@ def _gather(graph: _Graph, equation: Any, inputs: list[Value]) -> list[Value]:
   if where.name or numbers.operand_batching_dims:
     raise ValueError("JAX's gather by what depends on an input has no counterpart here")
   parts, grid = {}, where.array.shape[:-1]
+  if grid and (len(grid) != len(axes) or not set(axes) <= set(dropped)):
+    raise ValueError("JAX's gather of other than regular parts has no counterpart here")
   for number, axis in enumerate(axes):
-    places = where.array[..., number]
-    line = np.moveaxis(places, number, 0).reshape(grid[number], -1)[:, 0] if grid else places[None]
-    step = int(line[1] - line[0]) if len(line) > 1 else 1
-    along = line.reshape([-1 if i == number else 1 for i in range(len(grid))]) if grid else places
-    regular = step > 0 and (places == along).all() and (np.diff(line) == step).all()
-    if not regular or (grid and (len(grid) != len(axes) or axis not in dropped)):
-      raise ValueError("JAX's gather of other than regular parts has no counterpart here")
-    sizes[axis] = len(line) if grid else sizes[axis]
-    first = int(line[0])
-    parts[axis] = first, first + (sizes[axis] - 1) * step + 1, step
+    first, count, step = _line(where.array[..., number], number) if grid else (
+      int(where.array[number]), sizes[axis], 1
+    )  # fmt: skip
+    sizes[axis], parts[axis] = count, (first, first + (count - 1) * step + 1, step)
   if any(size != x.shape[axis] for axis, size in enumerate(sizes) if axis not in axes):
     raise ValueError("JAX's gather of the first few along an axis has no counterpart here")
   cut = _cut(graph, x, parts, tuple(sizes))
   if not grid:
     return [graph.reshape(cut, equation.outvars[0].aval.shape)]
-  windows = iter(axis for axis in range(len(sizes)) if axis not in dropped)
-  places = iter(axes)
+  windows, places = iter(sorted(set(range(len(sizes))) - set(dropped))), iter(axes)
   order = [next(windows if i in numbers.offset_dims else places) for i in range(len(sizes))]
   return [graph.transpose(cut, order)]
+
+
+def _line(places: np.ndarray, axis: int) -> tuple[int, int, int]:
+  """First, number and step of places that grow evenly along an axis of a grid, and no other."""
+  line = np.moveaxis(places, axis, 0).reshape(places.shape[axis], -1)
+  step = int(line[1, 0] - line[0, 0]) if len(line) > 1 else 1
+  even = line[0, 0] + step * np.arange(len(line))
+  if step < 1 or (line != even[:, None]).any():
+    raise ValueError("JAX's gather of other than regular parts has no counterpart here")
+  return int(line[0, 0]), len(line), step
 
 
 def _pad(graph: _Graph, equation: Any, inputs: list[Value]) -> list[Value]:
@@ -541,7 +551,7 @@ def _scan(graph: _Graph, equation: Any, inputs: list[Value]) -> list[Value]:
   for value, out, variable in zip(found, left, inner.jaxpr.outvars, strict=True):
     body.node("Identity", [body.full(value, variable.aval)], [out.name])
   info = lambda values: [_info(x.name, x.shape, x.dtype) for x in values]
-  made = onnx.helper.make_graph(body.nodes, "body", info(taken), info(left))
+  made = helper.make_graph(body.needed([x.name for x in left]), "body", info(taken), info(left))
   outputs = [Value(v.aval.shape, np.dtype(v.aval.dtype), graph.fresh("scan"))
              for v in equation.outvars]  # fmt: skip
   over, gives = len(inputs) - carried, len(outputs) - given["num_carry"]

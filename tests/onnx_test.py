@@ -329,6 +329,13 @@ FUNCTIONS = {
   "a sum over the first axis inside": lambda x: x.sum(1) - x.max(1) + x.min(1),
   "means and a softmax": lambda x: jax.nn.softmax(x - x.mean(-1, keepdims=True)),
   "powers": lambda x: x**3 + jnp.abs(x) ** 0.5 + 1 / (1 + x**2) + jax.lax.rsqrt(1 + x * x),
+  "logarithms": lambda x: jnp.log(1 + jnp.exp(-x)) - jnp.sqrt(jnp.abs(x)) ** 1.7,
+  "comparisons": lambda x: sum(
+    found.astype(WHOLE) * 2**bit
+    for bit, found in enumerate(
+      [x > 0, x >= 0, x < 0, x <= 0, x == x, x != 0, ~(x > 1) & (x > -1) | (x > 2)]
+    )
+  ),
   "an exact GELU": lambda x: jax.nn.gelu(x, approximate=False),
   "a choice": lambda x: jnp.where((x > 0.5) | (x != x), x, -jnp.inf).max(-1),
   "limits": lambda x: jax.lax.clamp(-0.5, x, 0.5),
@@ -455,3 +462,15 @@ def test_a_sum_that_is_a_convolution_may_be_added_to_further():
 def test_what_has_no_counterpart_is_named(function, says):
   with pytest.raises(ValueError, match=says):
     converted(function, ((6, 5), FLOATS))
+
+
+def test_more_weights_than_a_file_may_have_are_refused(copy, monkeypatch):
+  monkeypatch.setattr(onnx_graph, "LARGEST", 1000)
+  with pytest.raises(ValueError, match="bytes of weights, a file .* 1,000; use safetensors"):
+    onnx_export.write(copy)
+
+
+def test_a_name_that_is_there_twice_makes_no_file():
+  shape = jax.ShapeDtypeStruct((BATCH, 2), FLOATS)
+  with pytest.raises(ValueError, match="no valid ONNX"):
+    onnx_graph.convert(lambda x: {"x": x + 1}, {"x": shape})
