@@ -2,9 +2,9 @@
 
 What a model is made of, at the level of `jax.lax`, is some forty operations whatever library it is
 written in, and each is one or a few of ONNX's. That is all that is needed here, so the only package
-besides JAX is `onnx`. (jax2onnx 0.17.1 was tried: it cannot be installed beside our Orbax, and it
-replaces functions of Flax and NumPy's names while it traces, where its `Dropout` takes no `rngs` and
-its `clip` gave a graph that ONNX Runtime refuses.)
+besides JAX is `onnx`. (jax2onnx 0.17.1 was tried: it cannot be installed beside our Orbax, and puts
+functions of its own in the place of others while it traces, of which `nnx.Dropout` takes no `rngs`
+and `jnp.clip` led to a graph that ONNX Runtime refuses.)
 
 What depends on no input is computed by JAX and written as a number. Sizes may be symbolic in one
 name, such as the batch. A value that is broadcast stays small until something needs it large: most

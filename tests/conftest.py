@@ -128,7 +128,8 @@ def save_run(where: Path, config: dict, seed: int = 0) -> Path:
   rng = np.random.default_rng(seed)
 
   def drawn(path, leaf):
-    one = "scale" in jax.tree_util.keystr(path)  # of a normalisation
+    # Of a normalisation: these are near 1.
+    one = any(name in jax.tree_util.keystr(path) for name in ("scale", "'var'"))
     return (one + 0.1 * rng.normal(size=leaf.shape)).astype(leaf.dtype)
 
   shapes = jax.eval_shape(procedures.from_config(config).init)
