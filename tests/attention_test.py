@@ -22,12 +22,7 @@ def predictor(**decoder):
   config = debug_config(**{f"model__decoder__{name}": value for name, value in decoder.items()})
   procedure = procedures.from_config(config)
   state = jax.jit(procedure.init)()
-  opened = object.__new__(inference.Predictor)
-  opened.__dict__.update(
-    config=config, _labels=config["labels"], _image_size=112, _procedure=procedure,
-    _params=state.params, _model_state=state.model_state,
-  )  # fmt: skip
-  return opened
+  return inference.Predictor(config, procedure, state.params, state.model_state)
 
 
 @pytest.mark.parametrize("position", ["decoder", "encoder"])

@@ -9,9 +9,10 @@ import time
 import jax
 import jax.numpy as jnp
 import pytest
+from conftest import debug_config
 from tensorboardX.proto import event_pb2
 
-from affjax import cost, monitor
+from affjax import cost, monitor, train
 
 VALUES = {"loss": 1.5, "loss/va": 0.5, "weight/va": 0.25, "loss/au": 0.0, "weight/au": 0.0}
 
@@ -428,3 +429,19 @@ def test_a_note_of_what_was_sent_that_is_none_is_refused(tmp_path, wandb, text):
 def test_a_run_without_a_project_has_nothing_of_wandb(tmp_path):
   send(tmp_path, project=None, lines=[(5, "train", {"loss": 1.0})], result={"scores": {}})
   assert not list(tmp_path.glob("wandb*"))
+
+
+@pytest.mark.slow
+def test_a_run_sends_its_scores_and_where_it_comes_from_to_wandb(tiny_faces, tmp_path, wandb):
+  where = tmp_path / "run"
+  result = train.run(debug_config(wandb="tests", steps=10), where, tiny_faces)
+  (start,) = records(where)
+  assert history(start) == [
+    {"step": e.pop("step")} | {f"{e['kind']}/{k}": v for k, v in e.items() if k != "kind"}
+    for e in log(where)
+  ]
+  (run,) = [r.run for r in start if r.WhichOneof("record_type") == "run"]
+  config = {item.key: json.loads(item.value_json) for item in run.config.update}
+  assert config["start"] == json.loads((where / "starts.jsonl").read_text())
+  summary = [r.summary for r in start if r.WhichOneof("record_type") == "summary"]
+  assert {"best": result} in [items(s.update) for s in summary]

@@ -70,7 +70,7 @@ OPENED = functools.cache(inference.load)
 def _runs_are_opened_once_and_for_short_videos():
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(inference, "load", OPENED)
-    patch.setattr(inference, "BUCKET", 8)
+    patch.setattr(inference, "BUCKETS", (8,))
     yield
 
 
