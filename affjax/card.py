@@ -3,7 +3,6 @@
 Markdown with a head in YAML, as model hubs read it. Whatever is not known is said to be unknown.
 """
 
-import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -71,7 +70,7 @@ def text(
     scores: as `scores.json` has them; {}: this checkpoint was not scored.
     data_dir: where prepared data lives.
   """
-  config, starts = predictor.config, _entries(where / workdir.STARTS)
+  config, starts = predictor.config, workdir.entries(where / workdir.STARTS)
   first = starts[0] if starts else {}
   free, licence = _licence(config["data"]["name"], first.get("initialise"))
   rendered = config["data"]["name"] == "synthetic_faces" and not first.get("initialise")
@@ -82,7 +81,7 @@ def text(
     "Input": _input(predictor.contract),
     "Outputs": _outputs(contract.read_json(folder / contract.LABELS)["tasks"]),
     "Use": _snippets(folder, predictor.contract),
-    "Training": _training(config, starts, _entries(where / monitor.LOG)),
+    "Training": _training(config, starts, workdir.entries(where / monitor.LOG)),
     "Intended use and limits": _USE + _RENDERED * rendered,
     "Licence": licence,
   }
@@ -302,15 +301,6 @@ values = session.run(None, {{{given}}})  # any number of inputs
 print(dict(zip([output.name for output in session.get_outputs()], values)))
 ```
 """
-
-
-def _entries(path: Path) -> list[dict[str, Any]]:
-  """The objects of a log, one a line; a line that a kill cut short is left out."""
-  found = []
-  for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
-    with contextlib.suppress(ValueError, RecursionError):
-      found.append(json.loads(line))
-  return [entry for entry in found if isinstance(entry, dict)]
 
 
 def _training(

@@ -338,11 +338,4 @@ def check_model(path: Path) -> int:
 
 def read_json(path: Path) -> dict[str, Any]:
   """Reads a JSON object of a folder; ValueError names a file that is missing or holds none."""
-  try:
-    found = json.loads(path.read_bytes())
-  except (OSError, ValueError, RecursionError) as e:
-    why = _shown(str(getattr(e, "strerror", None) or e))
-    raise ValueError(f"{path} cannot be read ({why}): export the run again") from e
-  if not isinstance(found, dict):
-    raise ValueError(f"{path} cannot be read (no JSON object): export the run again")
-  return found
+  return records.read_json(path, "export the run again")

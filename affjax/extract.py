@@ -127,7 +127,7 @@ def _known(output: Path, facts: dict[str, Any]) -> dict[str, Any]:
   path = output / features.DESCRIBED
   if not path.is_file():
     return facts | {"width": 0, "splits": {}}
-  there = records.read_json(path)
+  there = records.read_json(path, "name another --output")
   if differ := [name for name, value in facts.items() if there.get(name) != value]:
     raise ValueError(
       f"--output={output} holds what was extracted of another {' and '.join(differ)}: name another"

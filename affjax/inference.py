@@ -221,8 +221,10 @@ class Predictor:
 
     own = self._procedure
     return {
-      "outputs": jax.jit(own.predict), "features": jax.jit(own.features), "maps": jax.jit(attend)
-    }  # fmt: skip
+      "outputs": jax.jit(own.predict),
+      "features": jax.jit(own.features),
+      "attention": jax.jit(attend),
+    }
 
   def _call(self, name: str, *inputs: np.ndarray) -> dict[str, jax.Array]:
     return self._jitted[name](self._params, self._model_state, *inputs)
@@ -238,13 +240,18 @@ class Predictor:
     outputs = self.outputs(images) if frames is None else self.sequence(images, frames)
     return self.decide(self.probabilities(outputs))
 
-  def outputs(self, images: Images) -> dict[str, np.ndarray]:
+  def outputs(self, images: Images, *, features: bool = False) -> dict[str, np.ndarray]:
     """The model's raw outputs: task -> [images, size]; `va` values, the others logits.
 
     Equal to the bit for equal images in the same bucket; of different ones, in float32, values and
     probabilities are within about 1e-6.
+
+    Args:
+      images: as for `predict`.
+      features: whether to give "features", too, see `features`; that is another program, whose
+        outputs are within as much.
     """
-    return self._in_buckets("outputs", images)
+    return self._in_buckets("features" if features else "outputs", images)
 
   def features(self, images: Images) -> np.ndarray:
     """[images, width] float32: what the outputs are read from, see `affect.AffectModel.features`.
@@ -252,7 +259,13 @@ class Predictor:
     Args:
       images: as for `predict`.
     """
-    return self._in_buckets("features", images)["features"]
+    return self.outputs(images, features=True)["features"]
+
+  @property
+  def width(self) -> int:
+    """Numbers in a vector of features; nothing is computed."""
+    images = jax.ShapeDtypeStruct((1, *self.input_shape), np.uint8)
+    return jax.eval_shape(functools.partial(self._call, "features"), images)["features"].shape[1]
 
   def sequence(self, images: Images, frames: Sequence[int]) -> dict[str, np.ndarray]:
     """The raw outputs, as `outputs` gives them, for images of one person in one video.
@@ -269,15 +282,15 @@ class Predictor:
       raise ValueError(f"{len(images)} images with {len(frames)} frame numbers")
     if not contract.is_temporal(self.config):
       return self.outputs(images)
-    cut = dataclasses.replace(clips.Clips.of(self.config), shuffle="none")
+    length = (windows := dataclasses.replace(clips.Clips.of(self.config), shuffle="none")).length
     someone = np.full(len(frames), "-")
-    rows = cut.windows(someone, someone, np.asarray(frames))
-    sizes = [size for size in BUCKETS if size * cut.length <= BUCKETS[-1]] or [1]
+    rows = windows.windows(someone, someone, np.asarray(frames))
+    sizes = [size for size in BUCKETS if size * length <= BUCKETS[-1]] or [1]
 
     def batches() -> Iterator[tuple[int, tuple[np.ndarray, ...]]]:
       with concurrent.futures.ThreadPoolExecutor() as pool:
-        for start, count, size in _cut(len(rows), sizes):
-          some = np.full((size, cut.length), -1)
+        for start, count, size in cut(len(rows), sizes):
+          some = np.full((size, length), -1)
           some[:count] = rows[start : start + count]
           yield count, (self._windows(images, some, pool), some >= 0)
 
@@ -327,7 +340,7 @@ class Predictor:
 
     def batches() -> Iterator[tuple[int, tuple[np.ndarray, ...]]]:
       with concurrent.futures.ThreadPoolExecutor() as pool:
-        for start, count, size in _cut(len(images), sizes or BUCKETS):
+        for start, count, size in cut(len(images), sizes or BUCKETS):
           read = self._read(images[start : start + count], pool)
           padded = np.zeros((size, *read.shape[1:]), read.dtype)
           padded[:count] = read
@@ -344,7 +357,7 @@ class Predictor:
     Raises:
       ValueError: the model has no task tokens.
     """
-    maps = self._in_buckets("maps", images, BUCKETS[:-1])  # maps are large
+    maps = self._in_buckets("attention", images, BUCKETS[:-1])  # maps are large
     if not maps:
       raise ValueError(f"{self.config['model']['decoder']['name']} has no task tokens that look")
     tokens, image = (np.moveaxis(maps[name], 0, 1) for name in ("tokens", "image"))
@@ -445,6 +458,11 @@ class Portable(Predictor):
     self, name: str, images: np.ndarray, present: np.ndarray | None = None
   ) -> dict[str, jax.Array]:
     """The program gives probabilities; their logarithms are logits as good as the model's own."""
+    if name != "outputs":
+      raise ValueError(
+        f"{contract.STABLEHLO} gives outputs alone, no {name}: export with --format=safetensors as"
+        " well"
+      )
     alone = present is None and len(self._exported.in_avals) == 2
     if alone:  # a clip of one frame: what is not there has no influence
       length = self._exported.in_avals[0].shape[1]
@@ -463,19 +481,8 @@ class Portable(Predictor):
     }
     return {task: of.get(task, lambda x: x)(y) for task, y in given.items()}
 
-  def features(self, images: Images) -> np.ndarray:
-    """Raises ValueError: a program gives outputs alone."""
-    raise ValueError(_ALONE.format("features"))
 
-  def attention(self, images: Images) -> Attention:
-    """Raises ValueError: a program gives outputs alone."""
-    raise ValueError(_ALONE.format("attention"))
-
-
-_ALONE = f"{contract.STABLEHLO} gives outputs and no {{}}: export with --format=safetensors as well"
-
-
-def _cut(count: int, sizes: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+def cut(count: int, sizes: Sequence[int]) -> Iterator[tuple[int, int, int]]:
   """Start, number and bucket of the parts that `count` images are cut into.
 
   A part is padded where at most half of the bucket is; at most half of the work is for nothing.

@@ -78,17 +78,8 @@ def find(where: Path) -> list[Path]:
       known = " ".join((*PHOTOGRAPHS, *VIDEOS))
       raise ValueError(f"--input={where}: no photograph or video in it; they are told by {known}")
   if any(map(is_video, found)):
-    check_av()
+    videos.pyav()
   return found
-
-
-def check_av() -> Any:
-  """PyAV; ValueError says how it is installed."""
-  try:
-    import av
-  except ImportError as e:
-    raise ValueError('videos are read with PyAV: pip install "affjax[video]"') from e
-  return av
 
 
 def length(path: Path) -> int:
@@ -96,10 +87,10 @@ def length(path: Path) -> int:
   if not is_video(path):
     return 1
   try:
-    with videos._open(path) as container:
-      stream = videos._video(path, container)
+    with videos.opened(path) as container:
+      stream = videos.pictures_of(path, container)
       rate = stream.average_rate or stream.guessed_rate or 0
-      seconds = float((container.duration or 0) / check_av().time_base)
+      seconds = float((container.duration or 0) / videos.pyav().time_base)
       return max(stream.frames or round(seconds * rate), 0)
   except (ValueError, OSError):
     return 0
@@ -129,7 +120,7 @@ def shots(path: Path, *, aligned: bool = False, every: int = 1) -> Iterator[Shot
       for last in _frames(path, every):
         yield last
     else:
-      yield Shot(path, image=read_aligned(path) if aligned else read_photograph(path))
+      yield Shot(path, image=records.read_image(path) if aligned else read_photograph(path))
   except (OSError, ValueError) as e:
     time = last.time if last.frame else 0.0
     place = (last.frame + 1, time) if is_video(path) else ()
@@ -140,11 +131,6 @@ def _note(path: Path, why: Exception) -> str:
   said = " ".join(str(getattr(why, "strerror", None) or why).split())
   said = said.removeprefix(f"{path}: ").removeprefix("the image cannot be decoded: ")
   return f"{BROKEN}: " + "".join(c if c.isprintable() else "?" for c in said)
-
-
-def read_aligned(path: Path) -> np.ndarray:
-  """A face as the training images are read: see `affjax.data.records.read_image`."""
-  return records.read_image(path)
 
 
 def read_photograph(path: Path) -> np.ndarray:
@@ -171,7 +157,7 @@ def read_photograph(path: Path) -> np.ndarray:
 
 
 def _frames(path: Path, every: int) -> Iterator[Shot]:
-  draw, start = videos._drawing(None), 0.0
+  draw, start = videos.drawing(None), 0.0
   for number, (time, frame, why) in enumerate(_decoded(path), 1):
     start = time if number == 1 else start
     if (number - 1) % every:
@@ -182,12 +168,12 @@ def _frames(path: Path, every: int) -> Iterator[Shot]:
 
 def _decoded(path: Path) -> Iterator[tuple[float, Any, str]]:
   """Seconds on the file's clock, PyAV's frame or None, and why there is none; by time."""
-  errors = check_av().FFmpegError
+  errors = videos.pyav().FFmpegError
   due: dict[int, str] = {}  # time of packets that no frame came of yet -> what is wrong with them
   given_up: set[int] = set()
   found, harmed, cut = 0, False, ""
-  with videos._open(path) as container:
-    stream = videos._video(path, container)
+  with videos.opened(path) as container:
+    stream = videos.pictures_of(path, container)
     clock = _Clock(path, container, stream)
     try:
       for packet in container.demux(stream):
@@ -225,7 +211,7 @@ class _Clock:
 
   def __init__(self, path: Path, container: Any, stream: Any) -> None:
     self._path, self._stream = path, stream
-    # AVI stores no times of showing: see `videos._timed`.
+    # AVI stores no times of showing: see `videos.timed`.
     self._ready = container.format.name == "avi"
     self._start = stream.start_time or 0
     self._late, self._known = 0, False
@@ -243,7 +229,7 @@ class _Clock:
     """Seconds of the next frame; one without a time is shown as long as the rate says."""
     stamp = self.stamp(frame)
     if stamp is None:
-      step = 1 / videos._rate(self._path, self._stream) / float(self._stream.time_base)
+      step = 1 / videos.stated_rate(self._path, self._stream) / float(self._stream.time_base)
       stamp = round(self.last + step) if self._known else self._start
     if not self._known and self._ready and not after_damage:
       self._late = stamp - self._start

@@ -11,7 +11,6 @@ import cv2
 import numpy as np
 
 from affjax import figures, media, stages, tables
-from affjax.media import check_av
 from tfds_builders.aff_wild2 import videos
 
 COLOURS = [tuple(bytes.fromhex(colour.removeprefix("#"))) for colour in figures.COLOURS]
@@ -167,14 +166,14 @@ class Video:
       rows, columns = image.shape[0] - size[1], image.shape[1] - size[0]
       cut = image[: size[1], : size[0]]
       image = cut if {rows, columns} <= {0, 1} else cv2.resize(image, size)
-    frame = check_av().VideoFrame.from_ndarray(np.ascontiguousarray(image), "rgb24")
+    frame = videos.pyav().VideoFrame.from_ndarray(np.ascontiguousarray(image), "rgb24")
     self._last = max(round(time * _TICKS), self._last + 1)
     frame.pts, frame.time_base = self._last, Fraction(1, _TICKS)
     self._container.mux(self._stream.encode(frame))
     self._sound.copy(time)
 
   def _open(self, image: np.ndarray) -> None:
-    av = check_av()
+    av = videos.pyav()
     codec = next(name for name in _CODECS if name in av.codecs_available)
     self._container = av.open(str(tables.partial(self._path)), "w", format="mp4")
     rate = Fraction(min(media.rate(self._source), 240) / self._every).limit_denominator(1001)
@@ -192,11 +191,11 @@ class _Sound:
 
   def __init__(self, source: Path, output: Any) -> None:
     self._files, self._next = contextlib.ExitStack(), None
-    container = self._files.enter_context(videos._open(source))
+    container = self._files.enter_context(videos.opened(source))
     stream = container.streams.best("audio")
     if stream is None or stream.codec_context is None or stream.codec.name not in _SOUND:
       return
-    with contextlib.closing(videos._timed(source)) as decoded:
+    with contextlib.closing(videos.timed(source)) as decoded:
       start = next(decoded)[0]
     self._output = output
     self._to = output.add_stream_from_template(stream)
@@ -269,7 +268,7 @@ def _video(
         with clock("overlay", 1):
           video.write(image, time)
         yield 1
-  except check_av().FFmpegError as e:
+  except videos.pyav().FFmpegError as e:
     raise ValueError(f"{copy} cannot be written ({e.strerror})") from e
 
 

@@ -163,15 +163,15 @@ def _valued(
 ) -> Generator[stream.Row, None, None]:
   """Rows with what the model says: of faces one by one or, of a run over time, of clips."""
 
-  known = set()  # sizes of calls that are compiled
+  known = set()  # calls that are compiled
 
   def one_by_one(some: list[stream.Row]) -> None:
     crops = [row.crop for row in some]
-    with clock("predict" if len(some) in known else "compile", len(some)):
-      outputs = predictor.outputs(crops)
-      vectors = predictor.features(crops) if options.features else [None] * len(some)
-    known.add(len(some))
-    for row, vector in zip(some, vectors, strict=True):
+    buckets = {size for *_, size in inference.cut(len(some), inference.BUCKETS)}
+    with clock("predict" if buckets <= known else "compile", len(some)):
+      outputs = predictor.outputs(crops, features=bool(options.features))
+    known.update(buckets)
+    for row, vector in zip(some, outputs.pop("features", [None] * len(some)), strict=True):
       row.features, row.crop = vector, None
     _give(some, slice(None), predictor.probabilities(outputs))
 
@@ -333,7 +333,7 @@ class Job:
 
   def _predict(self, names: Sequence[str]) -> None:
     known = kinds(self.predictor, bool(self.options.windows(self.predictor)))
-    width = self._width() if self.features else 0
+    width = self.predictor.width if self.features else 0
     with contextlib.ExitStack() as stack:
       found = rows(self.files, self.predictor, self.options, self.clock)
       stack.callback(found.close)
@@ -350,12 +350,6 @@ class Job:
         for row in some:
           self.counts.add(row)
         bar.update(self.counts.pictures - bar.n)
-
-  def _width(self) -> int:
-    """Numbers in a vector of features."""
-    size = self.predictor.image_size
-    with self.clock("compile"):
-      return self.predictor.features(np.zeros((1, size, size, 3), np.uint8)).shape[1]
 
   def _draw(self, spool: Path) -> None:
     with spool.open(encoding="utf-8", errors="surrogateescape", newline="") as file:

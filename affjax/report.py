@@ -9,8 +9,6 @@ most, evenly spaced. Faces are shown of `synthetic_faces` alone, whose people do
 """
 
 import argparse
-import dataclasses
-import functools
 import json
 import math
 import sys
@@ -32,6 +30,7 @@ from affjax import (
   figures,
   inference,
   monitor,
+  scored,
   workdir,
 )
 from affjax.data import page, records, selection
@@ -39,7 +38,6 @@ from affjax.data import page, records, selection
 REPORT = "report.html"
 WEIGHTS = "weights.png"
 RENDERED = "synthetic_faces"  # the data set of which faces may be shown
-WORST = 8  # errors of each task that are shown
 FACES = 64  # over which attention is averaged
 LEAST = 50  # rows of a group that gets a score
 POINTS = 500  # of a curve
@@ -48,7 +46,6 @@ FAULTS = (
   ArithmeticError, AttributeError, ImportError, LookupError, MemoryError, OSError, RuntimeError,
   TypeError, ValueError,
 )  # fmt: skip
-_YARDSTICKS = {"floor": "floors", "ceiling": "ceilings", "probe": "probes"}
 _TASKS = {"va": "valence and arousal", "expression": "expression", "au": "action units"}
 
 
@@ -121,7 +118,7 @@ def save_weights(path: Path, log: Path) -> None:
     path: of the picture.
     log: of a run, `metrics.jsonl`.
   """
-  if charts := list(_weights(_entries(log))):
+  if charts := list(_weights(workdir.entries(log))):
     drawn = [np.frombuffer(figures.png(chart), np.uint8) for chart in charts]
     pages = [cv2.imdecode(chart, cv2.IMREAD_COLOR) for chart in drawn]
     cv2.imwrite(str(path), np.concatenate(pages))
@@ -137,21 +134,6 @@ def _weights(log: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
     found = {name: c for name, c in found.items() if (c[1] != 1).any()}  # 1: not learned
     if found:
       yield figures.curves(found, title)
-
-
-def _entries(path: Path) -> list[dict[str, Any]]:
-  """The lines of a JSON log; [] if there is none.
-
-  Raises:
-    ValueError: it cannot be read.
-  """
-  try:
-    found = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-  except (OSError, ValueError, RecursionError) as e:
-    raise ValueError(f"{path} cannot be read: {e}") from e
-  if not all(isinstance(entry, dict) for entry in found):
-    raise ValueError(f"{path} cannot be read: not every line is a JSON object")
-  return found
 
 
 def _curves(
@@ -175,96 +157,6 @@ def _curves(
 
 
 # report.html.
-
-
-@dataclasses.dataclass(frozen=True)
-class Scored:
-  """A split as it was scored, and rows of it, evenly spaced.
-
-  Attributes:
-    name: of the split.
-    columns: "score", "floor", "ceiling" and "probe" -> name -> value.
-    scoring: what is scored.
-    total: rows of the split.
-    broken: rows that would be here, had the model given finite numbers for them.
-    index: [rows] their numbers.
-    outputs: task -> [rows, size] what the model gave: `va` values, the others logits.
-    labels: task -> likewise.
-    mask: task (and rule of the expression) -> [rows, size], [rows].
-  """
-
-  name: str
-  columns: Mapping[str, Mapping[str, float]]
-  scoring: evaluate.Scoring
-  total: int
-  broken: int
-  index: np.ndarray
-  outputs: Mapping[str, np.ndarray]
-  labels: Mapping[str, np.ndarray]
-  mask: Mapping[str, np.ndarray]
-
-  @classmethod
-  def of(
-    cls,
-    name: str,
-    data: experiment.Data,
-    result: Mapping[str, Any],
-    rows: evaluate.Outputs,
-  ) -> "Scored":
-    """From what `evaluate.score` returned and filled."""
-    given = [values for task, values in rows.items() if task != "index"]
-    finite = np.all([np.isfinite(values).all(1) for values in given], axis=0)
-    rows = {task: values[finite] for task, values in rows.items()}
-    labels, mask = jax.tree.map(lambda x: x[rows["index"]], data.seen(name))
-    yardsticks = {kind: result.get(key, {}).get(name, {}) for kind, key in _YARDSTICKS.items()}
-    return cls(
-      name,
-      {"score": result["scores"][name], **yardsticks},
-      evaluate.Scoring.of(data.labels, records.metadata(data.build)),
-      len(data.table(name)["key"]),
-      int((~finite).sum()),
-      rows["index"],
-      {task: values for task, values in rows.items() if task != "index"},
-      labels,
-      mask,
-    )
-
-  def names(self, task: str) -> Sequence[str]:
-    """What of a task is scored."""
-    return self.scoring.names_of(task)
-
-  def taken(self, task: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Outputs, labels and mask of what is scored of `va` or `au`: [rows, size] each."""
-    of = [list(self.scoring.labels[task]).index(name) for name in self.names(task)]
-    return tuple(x[task][:, of] for x in (self.outputs, self.labels, self.mask))
-
-  @functools.cached_property
-  def probability(self) -> np.ndarray:
-    """[rows, classes] of the expressions that are scored."""
-    of = [list(self.scoring.labels["expression"]).index(n) for n in self.names("expression")]
-    return special.softmax(self.outputs["expression"][:, of].astype(np.float64), 1)
-
-  @functools.cached_property
-  def annotated(self) -> np.ndarray:
-    """[rows] number of the annotated expression among those that are scored, -1 for none."""
-    known = list(self.scoring.labels["expression"])
-    place = np.full(len(known), -1)
-    place[[known.index(n) for n in self.names("expression")]] = range(len(self.names("expression")))
-    return place[self.labels["expression"].argmax(1)]
-
-  @property
-  def rules(self) -> dict[str, np.ndarray]:
-    """Rule, as in the names of scores, -> [rows] whether a row has an expression by it."""
-    if not self.labelled("expression"):
-      return {}
-    names = {f"expression/{rule}": f"expression_{rule}" for rule in self.scoring.rules}
-    names = names or {"expression": "expression"}
-    return {rule: (self.mask[n] > 0) & (self.annotated >= 0) for rule, n in names.items()}
-
-  def labelled(self, task: str) -> bool:
-    """Whether any of the rows can be compared to a label."""
-    there = task in self.outputs and task in self.mask and len(self.names(task)) > 0
-    return there and bool(self.mask[task].any())
 
 
 def attempt(
@@ -310,8 +202,8 @@ def write(
   Raises:
     ValueError: the run's log cannot be read, or the page not be written.
   """
-  log = _entries(where / monitor.LOG)
-  splits = [Scored.of(name, data, result, rows[name]) for name in result["scores"]]
+  log = workdir.entries(where / monitor.LOG)
+  splits = [scored.Scored.of(name, data, result, rows[name]) for name in result["scores"]]
   sections = {
     "Scores": _scores(splits),
     "Run": _run(where, config, data, result, log),
@@ -340,7 +232,7 @@ def _single(names: Sequence[str]) -> dict[str, list[str]]:
   return parents
 
 
-def _scores(splits: Sequence[Scored]) -> str:
+def _scores(splits: Sequence[scored.Scored]) -> str:
   """A table for each split: the main scores beside what they are read by."""
   parts = [
     page.paragraph(
@@ -356,7 +248,7 @@ def _scores(splits: Sequence[Scored]) -> str:
   return "".join(parts)
 
 
-def _score_table(split: Scored, names: Sequence[str]) -> str:
+def _score_table(split: scored.Scored, names: Sequence[str]) -> str:
   columns = {kind: values for kind, values in split.columns.items() if set(values) & set(names)}
   lines = [[name, *(values.get(name) for values in columns.values())] for name in names]
   return page.table(["", *columns], lines)
@@ -370,7 +262,7 @@ def _run(
   log: Sequence[Mapping[str, Any]],
 ) -> str:
   """What the run was: command, code, machine, data, config."""
-  starts = _entries(where / workdir.STARTS)
+  starts = workdir.entries(where / workdir.STARTS)
   last = starts[-1] if starts else {}
   listed = lambda name: last.get(name) if isinstance(last.get(name), list) else []
   versions = last.get("versions") if isinstance(last.get("versions"), dict) else {}
@@ -397,12 +289,12 @@ def _run(
   )
 
 
-def _labelled(data: experiment.Data, scored: Sequence[str]) -> str:
+def _labelled(data: experiment.Data, splits: Sequence[str]) -> str:
   """How many images of each split have labels of each task, as they are seen."""
   lines = [
     [f"{name} ({data.view(name)})" if data.view(name) else name, len(data.table(name)["key"])]
     + [data.labelled(name, task) for task in data.labels]
-    for name in dict.fromkeys((data.train_split, *scored))
+    for name in dict.fromkeys((data.train_split, *splits))
   ]
   return page.table(["split", "images", *(_TASKS.get(t, t) for t in data.labels)], lines)
 
@@ -410,7 +302,7 @@ def _labelled(data: experiment.Data, scored: Sequence[str]) -> str:
 def _learning(log: Sequence[Mapping[str, Any]]) -> str:
   """Curves over the steps."""
   kinds = dict.fromkeys(entry.get("kind") for entry in log)
-  scored = [k for k in kinds if isinstance(k, str) and k not in monitor.OF_A_STEP]
+  splits = [k for k in kinds if isinstance(k, str) and k not in monitor.OF_A_STEP]
   single = lambda found: {n for names in _single(list(found)).values() for n in names}
   charts = []
 
@@ -423,7 +315,7 @@ def _learning(log: Sequence[Mapping[str, Any]]) -> str:
   every = _curves(log, "")
   # The whole comes last, so that tasks have the colours that they have among the weights.
   add(_curves(log, "loss") | ({"in all": every["loss"]} if "loss" in every else {}), "loss")
-  for split in scored:
+  for split in splits:
     found = _curves(log, "", split)
     hidden = single(found) | {"step"} | {n for n in found if n.endswith("cross_entropy")}
     add({n: c for n, c in found.items() if n not in hidden}, f"scores, {split}", log=False)
@@ -434,7 +326,7 @@ def _learning(log: Sequence[Mapping[str, Any]]) -> str:
   return page.grid(charts)
 
 
-def _split(split: Scored, data: experiment.Data, names: Sequence[str]) -> str:
+def _split(split: scored.Scored, data: experiment.Data, names: Sequence[str]) -> str:
   """All that is drawn of a split, one of those that have `names`."""
   notes = [f"labels are seen with {data.view(split.name)}"] * bool(data.view(split.name))
   if left_out := split.scoring.left_out:
@@ -462,7 +354,7 @@ def _split(split: Scored, data: experiment.Data, names: Sequence[str]) -> str:
   return "".join(parts)
 
 
-def _labels_scores(split: Scored) -> Iterator[str]:
+def _labels_scores(split: scored.Scored) -> Iterator[str]:
   """Bars of the scores of single labels."""
   for parent, names in _single(list(split.columns["score"])).items():
     shown = {parent: "mean", **{name: name.rpartition("/")[2] for name in names}}
@@ -480,19 +372,11 @@ def _labels_scores(split: Scored) -> Iterator[str]:
     yield _chart(figures.bars(of, parent), f"{parent}: {told}")
 
 
-def confusion(split: Scored, rows: np.ndarray) -> np.ndarray:
-  """[target class, predicted class] counts of some [rows] of a split."""
-  size = len(split.names("expression"))
-  counts = np.zeros((size, size), np.int64)
-  np.add.at(counts, (split.annotated[rows], split.probability[rows].argmax(1)), 1)
-  return counts
-
-
-def _expression(split: Scored) -> Iterator[str]:
+def _expression(split: scored.Scored) -> Iterator[str]:
   for rule, rows in split.rules.items():
     if not rows.any():
       continue
-    counts, names = confusion(split, rows), split.names("expression")
+    counts, names = scored.confusion(split, rows), split.names("expression")
     right = counts.trace() / counts.sum()
     yield _chart(
       figures.confusion(counts, names, rule),
@@ -504,7 +388,7 @@ def _expression(split: Scored) -> Iterator[str]:
     yield _chart(figure, f"Calibration of {rule}: {figure.axes[0].get_title('left')}")
 
 
-def _va(split: Scored) -> Iterator[str]:
+def _va(split: scored.Scored) -> Iterator[str]:
   if split.labelled("va") and len(split.names("va")) == 2:
     given, label, mask = split.taken("va")
     rows = mask.all(1)
@@ -516,7 +400,7 @@ def _va(split: Scored) -> Iterator[str]:
       )
 
 
-def _au(split: Scored) -> Iterator[str]:
+def _au(split: scored.Scored) -> Iterator[str]:
   if split.labelled("au"):
     logits, label, mask = split.taken("au")
     probability, known = special.expit(logits.astype(np.float64)), mask > 0
@@ -540,50 +424,17 @@ def _au(split: Scored) -> Iterator[str]:
 # Groups.
 
 
-def group_scores(split: Scored, rows: np.ndarray) -> dict[str, float]:
-  """Scores of some rows of a split, of those that a few hundred rows tell.
-
-  Args:
-    split: of the rows.
-    rows: [rows] bool.
-
-  Returns:
-    Any of "CCC, mean of valence and arousal", "accuracy of expressions" (by the first rule) and
-    "F1 of all units together", as far as the rows have labels.
-  """
-  found = {}
-  if split.labelled("va"):
-    given, label, mask = (x[rows].astype(np.float64) for x in split.taken("va"))
-    if (mask.sum(0) > 1).all():
-      each = [_ccc(*x[:, x[2] > 0][:2]) for x in np.stack([given, label, mask]).transpose(2, 0, 1)]
-      found["CCC, mean of valence and arousal"] = float(np.mean(each))
-  if split.rules and (known := next(iter(split.rules.values())) & rows).any():
-    counts = confusion(split, known)
-    found["accuracy of expressions"] = counts.trace() / counts.sum()
-  if split.labelled("au"):
-    logits, label, mask = (x[rows] for x in split.taken("au"))
-    on, there = logits[mask > 0] >= 0, label[mask > 0] > 0
-    if (on | there).any():
-      found["F1 of all units together"] = 2 * (on & there).sum() / (on.sum() + there.sum())
-  return found
-
-
-def _ccc(given: np.ndarray, label: np.ndarray) -> float:
-  both = given.var() + label.var() + (given.mean() - label.mean()) ** 2
-  return float(2 * np.cov(given, label, bias=True)[0, 1] / both) if both else 0.0
-
-
-def _groups(split: Scored, data: experiment.Data) -> str:
+def _groups(split: scored.Scored, data: experiment.Data) -> str:
   """Scores of groups of rows: of what the renderer knows, else the spread over people."""
   if data.build.name != RENDERED:
     return _people(split, data)
-  overall = group_scores(split, np.ones(len(split.index), bool))
+  overall = scored.group_scores(split, np.ones(len(split.index), bool))
   found: dict[str, dict[str, dict[str, tuple[float, int]]]] = {name: {} for name in overall}
   for by, (groups, of_row) in _attributes(split, data).items():
     for number, group in enumerate(groups):
       rows = of_row == number
       if rows.sum() >= LEAST:
-        for name, score in group_scores(split, rows).items():
+        for name, score in scored.group_scores(split, rows).items():
           found[name].setdefault(by, {})[group] = (score, int(rows.sum()))
   charts = []
   for name, of in found.items():
@@ -600,7 +451,7 @@ def _groups(split: Scored, data: experiment.Data) -> str:
 
 
 def _attributes(
-  split: Scored, data: experiment.Data
+  split: scored.Scored, data: experiment.Data
 ) -> dict[str, tuple[Sequence[str], np.ndarray]]:
   """What of a rendered face -> names of groups, and [rows] the number of each row's group."""
   from tfds_builders.synthetic_faces import camera, person
@@ -634,7 +485,7 @@ def _words(column: np.ndarray) -> tuple[Sequence[str], np.ndarray]:
 
 
 def _fields(
-  split: Scored, data: experiment.Data, names: Sequence[str], rows: np.ndarray
+  split: scored.Scored, data: experiment.Data, names: Sequence[str], rows: np.ndarray
 ) -> dict[str, np.ndarray]:
   """Fields of the records of rows of a split: name -> [rows, ...]."""
   found, taken = _files(split.name, data)
@@ -651,7 +502,7 @@ def _files(split: str, data: experiment.Data) -> tuple[records.Shards, np.ndarra
   return found, np.arange(len(found)) if taken is None else taken
 
 
-def _people(split: Scored, data: experiment.Data) -> str:
+def _people(split: scored.Scored, data: experiment.Data) -> str:
   """How scores are spread over people, or over videos where the data set says no more."""
   table = {name: column[split.index] for name, column in data.table(split.name).items()}
   who = next((n for n in ("person", "video") if n in table and (table[n] != b"").any()), None)
@@ -661,7 +512,7 @@ def _people(split: Scored, data: experiment.Data) -> str:
     )
   of_row = np.unique(table[who], return_inverse=True)[1]
   charts = []
-  for name, (values, known) in _row_scores(split).items():
+  for name, (values, known) in scored.row_scores(split).items():
     rows = np.bincount(of_row[known], minlength=of_row.max() + 1)
     total = np.bincount(of_row[known], values[known], of_row.max() + 1)
     means = (total / np.maximum(rows, 1))[rows > 0]
@@ -670,33 +521,15 @@ def _people(split: Scored, data: experiment.Data) -> str:
   return page.grid(charts)
 
 
-def _row_scores(split: Scored) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  """Name -> [rows] a score of each row, and [rows] whether it has one."""
-  found = {}
-  if split.labelled("va"):
-    given, label, mask = split.taken("va")
-    known = mask.any(1)
-    off = (np.abs(given - label) * mask).sum(1) / np.maximum(mask.sum(1), 1)
-    found["mean distance from annotated valence and arousal"] = (off, known)
-  for rule, known in split.rules.items():
-    right = split.probability.argmax(1) == split.annotated
-    found[f"share of right answers, {rule}"] = (right.astype(float), known)
-  if split.labelled("au"):
-    logits, label, mask = split.taken("au")
-    right = ((logits >= 0) == (label > 0)) * mask
-    found["share of right units"] = (right.sum(1) / np.maximum(mask.sum(1), 1), mask.any(1))
-  return found
-
-
 # Errors.
 
 
-def _errors(split: Scored, data: experiment.Data) -> str:
+def _errors(split: scored.Scored, data: experiment.Data) -> str:
   """The images that the model was most wrong about, of people that do not exist."""
   if data.build.name != RENDERED:
     return page.paragraph(f"Images are shown of {RENDERED} alone, never of real people.", dim=True)
   parts = []
-  for task, (rows, captions) in worst(split).items():
+  for task, (rows, captions) in scored.worst(split).items():
     images = _images(split, data, rows)
     parts.append(page.paragraph(_TASKS[task]))
     parts.append(
@@ -711,54 +544,10 @@ def _errors(split: Scored, data: experiment.Data) -> str:
   return "".join(parts) or page.paragraph("There are none.", dim=True)
 
 
-def _images(split: Scored, data: experiment.Data, rows: np.ndarray) -> list[bytes]:
+def _images(split: scored.Scored, data: experiment.Data, rows: np.ndarray) -> list[bytes]:
   """The encoded images of rows, as they are in the records."""
   found, taken = _files(split.name, data)
   return [records.image_of(found.record(int(taken[row]))) for row in split.index[rows]]
-
-
-def worst(split: Scored) -> dict[str, tuple[np.ndarray, list[str]]]:
-  """Task -> at most WORST rows (places in `split.index`), the worst first, and what to say of each.
-
-  Of valence and arousal the farthest from the label; of expressions those that were most surely
-  taken for another; of units those with the largest cross-entropy.
-  """
-  found = {}
-  if split.labelled("va"):
-    given, label, mask = split.taken("va")
-    off = np.linalg.norm((given - label) * mask, axis=1)
-    said = lambda values: " ".join(
-      f"{name[0].upper()} {value:+.1f}"
-      for name, value in zip(split.names("va"), values, strict=True)
-    )
-    rows = _largest(off)
-    found["va"] = (rows, [f"true {said(label[i])}\nsaid {said(given[i])}" for i in rows])
-  for known in list(split.rules.values())[:1]:
-    best = split.probability.argmax(1)
-    surely = split.probability.max(1) * (known & (best != split.annotated))
-    rows, names = _largest(surely), split.names("expression")
-    said = [
-      f"true {names[split.annotated[i]]}\nsaid {names[best[i]]} {split.probability[i].max():.0%}"
-      for i in rows
-    ]
-    found["expression"] = (rows, said)
-  if split.labelled("au"):
-    logits, label, mask = split.taken("au")
-    entropy = np.logaddexp(0, np.where(label > 0, -logits, logits)) * mask
-    on, there = (logits >= 0) & (mask > 0), (label > 0) & (mask > 0)
-    units = lambda row: (
-      " ".join(n.removeprefix("AU") for n in np.array(split.names("au"))[row]) or "-"
-    )
-    rows = _largest(entropy.sum(1) / np.maximum(mask.sum(1), 1))
-    said = [f"missed {units(there[i] & ~on[i])}\ntoo many {units(on[i] & ~there[i])}" for i in rows]
-    found["au"] = (rows, said)
-  return {task: of for task, of in found.items() if len(of[0])}
-
-
-def _largest(values: np.ndarray) -> np.ndarray:
-  """Places of the WORST largest values above 0, the largest first."""
-  order = np.argsort(-values, kind="stable")[:WORST]
-  return order[values[order] > 0]
 
 
 # Attention.

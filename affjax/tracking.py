@@ -83,11 +83,6 @@ class Tracker:
       self._tracks.append(Track(self._count, frame, boxes[column]))
     return numbers
 
-  @property
-  def alive(self) -> set[int]:
-    """Numbers of the tracks that may still go on."""
-    return {track.number for track in self._tracks}
-
 
 def _pairs(expected: np.ndarray, boxes: np.ndarray) -> list[tuple[int, int]]:
   """Rows of both that are of one face: those of the largest sum of likeness."""

@@ -132,6 +132,24 @@ def record(workdir: Path, config: Mapping[str, Any], facts: Mapping[str, Any]) -
   return start
 
 
+def entries(path: Path) -> list[dict[str, Any]]:
+  """The lines of a JSON log, less a last one that a kill cut short; [] if there is no log.
+
+  Raises:
+    ValueError: it cannot be read.
+  """
+  try:
+    *lines, last = path.read_text().split("\n") if path.is_file() else [""]
+    found = list(map(json.loads, lines))
+  except (OSError, ValueError, RecursionError) as e:
+    raise ValueError(f"{path} cannot be read: {e}") from e
+  with contextlib.suppress(ValueError):
+    found += [json.loads(last)] if last else []
+  if not all(isinstance(entry, dict) for entry in found):
+    raise ValueError(f"{path} cannot be read: not every line is a JSON object")
+  return found
+
+
 def _git() -> str | None:
   """The commit of the code, with "+" if it has uncommitted changes; None outside a checkout."""
   here = Path(__file__).resolve().parent

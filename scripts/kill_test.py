@@ -36,11 +36,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-PHASES = ("import", "data build", "opening", "compile", "step", "evaluation", "save", "scoring")
+PHASES = ("import", "data build", "opening", "compile", "step", "evaluation", "save", "scoring",
+          "report")  # fmt: skip
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 # What the run calls its phases -> what they are called here.
 SAID = {"starting": "opening", "compiling": "compile", "training": "step",
-        "evaluating": "evaluation", "scoring": "scoring"}  # fmt: skip
+        "evaluating": "evaluation", "scoring": "scoring",
+        "drawing the report": "report"}  # fmt: skip
 CALLS, RANDOM = 20, 12  # of each deck
 EVERY = 2  # steps between saves
 PATIENCE = 90  # seconds that a run may take to leave

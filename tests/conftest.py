@@ -100,6 +100,14 @@ def tiny_faces(tmp_path_factory) -> str:
   return data_dir
 
 
+# The flagship with task tokens, as small as it gets: changes of `debug_config`.
+SMALL = dict(
+  image_size=32,
+  data__image_size=32,
+  model__encoder=dict(name="vit.ViT", variant="mu/16", depth=1),
+)
+
+
 def debug_config(argument: str = "debug", **changes) -> dict:
   """The flagship's config as plain types; `optimizer__learning_rate=1.0` changes a leaf.
 
@@ -119,8 +127,11 @@ def debug_config(argument: str = "debug", **changes) -> dict:
   return json.loads(config.to_json_best_effort())
 
 
-def save_run(where: Path, config: dict, seed: int = 0) -> Path:
-  """A run whose model says something else of every image: its weights are drawn, not learnt."""
+def save_run(where: Path, config: dict, seed: int = 0, near: float = 1) -> Path:
+  """A run whose model says something else of every image: its weights are drawn, not learnt.
+
+  Scales and variances of normalisations are drawn near `near`, other weights near 0.
+  """
   import json
 
   from affjax import checkpoints, procedures
@@ -128,9 +139,8 @@ def save_run(where: Path, config: dict, seed: int = 0) -> Path:
   rng = np.random.default_rng(seed)
 
   def drawn(path, leaf):
-    # Of a normalisation: these are near 1.
-    one = any(name in jax.tree_util.keystr(path) for name in ("scale", "'var'"))
-    return (one + 0.1 * rng.normal(size=leaf.shape)).astype(leaf.dtype)
+    scale = any(name in jax.tree_util.keystr(path) for name in ("scale", "'var'"))
+    return (near * scale + 0.1 * rng.normal(size=leaf.shape)).astype(leaf.dtype)
 
   shapes = jax.eval_shape(procedures.from_config(config).init)
   where.mkdir()

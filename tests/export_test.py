@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
-from conftest import debug_config, save_run
+from conftest import SMALL, debug_config, save_run
 from safetensors.numpy import load_file, save_file
 
 import affjax
@@ -22,11 +22,6 @@ from affjax.data import records
 from configs import temporal
 
 ROOT = Path(__file__).parent.parent
-SMALL = dict(
-  image_size=32,
-  data__image_size=32,
-  model__encoder=dict(name="vit.ViT", variant="mu/16", depth=1),
-)
 
 
 @pytest.fixture(scope="module")
@@ -529,7 +524,7 @@ def test_what_differs_from_the_run_is_not_kept(run, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_model_that_gives_no_numbers_is_refused(tmp_path):
-  where = save_run(tmp_path / "run", clips_config("gru"))  # with variances below zero
+  where = save_run(tmp_path / "run", clips_config("gru"), near=-1)  # variances below zero
   with pytest.raises(ValueError, match="the run's .* is not finite: take another checkpoint"):
     export.export(where)
   assert not (where / "export").exists()

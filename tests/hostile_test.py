@@ -668,7 +668,7 @@ CHANGES = [
   (with_value("model.decoder", 3), "it has no fields"),
   (with_value("model", "vit.ViT"), r"config\.model='vit.ViT': it should be a section"),
   (with_value("model.encoder.name", "os.system"), "has no module 'os'"),
-  (with_value("model.name", "weights.read"), "takes no"),
+  (with_value("model.name", "weights.files.read"), "takes no"),
   (with_value("optimizer.name", "workdir.record"), "has no module 'workdir'"),
   (with_value("optimizer.learning_rate", "1"), "learning_rate='1': use float"),
   (with_value("optimizer.groups", "x"), "config.json: "),

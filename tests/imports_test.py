@@ -35,6 +35,7 @@ MODES = [
     "media",
     "onnx_export",
     "overlay",
+    "scored",
     "stream",
     "export",
     "experiment",

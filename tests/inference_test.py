@@ -7,7 +7,7 @@ import cv2
 import jax
 import numpy as np
 import pytest
-from conftest import debug_config, save_run
+from conftest import SMALL, debug_config, save_run
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics
@@ -15,12 +15,6 @@ from sklearn import metrics
 import affjax
 from affjax import calibrate, evaluate, inference
 from affjax.data import records
-
-SMALL = dict(
-  image_size=32,
-  data__image_size=32,
-  model__encoder=dict(name="vit.ViT", variant="mu/16", depth=1),
-)
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +164,7 @@ def test_settings_of_another_model_are_refused(predictor, settings, says):
 
 @given(st.integers(1, 3000), st.sampled_from([inference.BUCKETS, (1,), (1, 8), (8,), (3, 10)]))
 def test_every_image_is_in_one_part_and_at_most_half_of_the_work_is_for_nothing(count, sizes):
-  parts = list(inference._cut(count, sizes))
+  parts = list(inference.cut(count, sizes))
   end = 0
   for start, number, size in parts:
     assert start == end
@@ -184,7 +178,7 @@ def test_every_image_is_in_one_part_and_at_most_half_of_the_work_is_for_nothing(
 def test_nothing_is_compiled_but_one_program_a_bucket(predictor, caplog):
   predictor.outputs(pictures(3))  # whatever else is compiled, once
   counts = [1, 2, 5, 8, 9, 30, 64, 70, 256, 300, 3, 8, 65]
-  used = {size for n in counts for *_, size in inference._cut(n, inference.BUCKETS)} - {1}
+  used = {size for n in counts for *_, size in inference.cut(n, inference.BUCKETS)} - {1}
   assert used == {8, 64, 256}
   with jax.log_compiles():
     for count in counts:

@@ -62,8 +62,8 @@ SHOW = {"output_type": "display_data", "metadata": {}}
   [
     (STREAM | {"text": "run    runs/notebook\nhttps://example.org/home/page 3/4"}, 1, None),
     (STREAM | {"text": "run    /home/somebody/runs"}, 1, "a path"),
-    (STREAM | {"text": "[/tmp/x]"}, 1, "a path"),
-    (SHOW | {"data": {"text/html": "<td>/root/x</td>"}}, 1, "a path"),
+    (STREAM | {"text": "[/mnt/x]"}, 1, "a path"),
+    (SHOW | {"data": {"text/html": "<td>/Users/x</td>"}}, 1, "a path"),
     (STREAM | {"text": "I1126 18:42:33 started"}, 1, "a time"),
     (SHOW | {"data": {"image/png": "iVBORw0KGgo="}}, 1, "a picture"),
     (SHOW | {"data": {"text/html": "<img src='data:image/png;base64,'>"}}, 1, "a picture"),

@@ -11,7 +11,7 @@ import pytest
 from conftest import debug_config, save_run
 from sklearn import metrics as sklearn_metrics
 
-from affjax import checkpoints, evaluate, experiment, inference, report, workdir
+from affjax import checkpoints, evaluate, experiment, inference, report, scored, workdir
 from affjax.data import page, prepare, records
 from configs import temporal
 
@@ -119,13 +119,13 @@ def write_log(path, rows):
 
 
 def curves(log, kind="weight"):
-  return report._curves(report._entries(log), kind)
+  return report._curves(workdir.entries(log), kind)
 
 
 def test_learned_weights_are_drawn_against_the_step(tmp_path):
   rows = [{"step": s, "weight/va": 1 + s / 100, "weight/au": 1 - s / 400} for s in (100, 200, 300)]
   log = write_log(tmp_path / "metrics.jsonl", rows)
-  (figure,) = report._weights(report._entries(log))
+  (figure,) = report._weights(workdir.entries(log))
   lines = {line.get_label(): line.get_xydata() for line in figure.axes[0].lines[:2]}
   np.testing.assert_array_equal(lines["va"], [[100, 2], [200, 3], [300, 4]])
   np.testing.assert_array_equal(lines["au"], [[100, 0.75], [200, 0.5], [300, 0.25]])
@@ -160,14 +160,6 @@ def test_where_nothing_was_learned_nothing_is_drawn(tmp_path):
   log = write_log(tmp_path / "log", [{"step": 1, "weight/au": 1.0, "weight/va": 0.0}])
   report.save_weights(tmp_path / "weights.png", log)
   assert not (tmp_path / "weights.png").exists()
-
-
-def test_a_log_that_is_none_is_named(tmp_path):
-  for text in ("{", "[1]", "\xff"):
-    (tmp_path / "log").write_bytes(text.encode("latin1"))
-    with pytest.raises(ValueError, match="log cannot be read"):
-      report._entries(tmp_path / "log")
-  assert report._entries(tmp_path / "none") == []
 
 
 # The page.
@@ -248,7 +240,7 @@ def drawn(tiny_faces, tmp_path_factory):
 
 def split_of(drawn, name="test"):
   _, data, result, rows, _ = drawn
-  return report.Scored.of(name, data, result, rows[name])
+  return scored.Scored.of(name, data, result, rows[name])
 
 
 def test_the_page_is_whole_and_has_all_its_parts(drawn):
@@ -295,11 +287,11 @@ def test_what_is_kept_of_the_rows_gives_the_scores_again(drawn):
     f1 = sklearn_metrics.f1_score(truth, said, average="macro", labels=range(8), zero_division=0)
     assert f1 == pytest.approx(scores["expression/f1"], abs=1e-6)
     expected = sklearn_metrics.confusion_matrix(truth, said, labels=range(8))
-    np.testing.assert_array_equal(report.confusion(split, split.rules["expression"]), expected)
+    np.testing.assert_array_equal(scored.confusion(split, split.rules["expression"]), expected)
     on = rows[name]["au"] >= 0
     f1 = sklearn_metrics.f1_score(labels["au"], on, average="macro", zero_division=0)
     assert f1 == pytest.approx(scores["au/f1"], abs=1e-6)
-    ccc = report.group_scores(split, np.ones(32, bool))["CCC, mean of valence and arousal"]
+    ccc = scored.group_scores(split, np.ones(32, bool))["CCC, mean of valence and arousal"]
     assert ccc == pytest.approx(scores["va/ccc"], abs=1e-5)
 
 
@@ -317,14 +309,14 @@ def test_of_a_large_split_evenly_spaced_rows_are_kept(drawn, monkeypatch):
   np.testing.assert_array_equal(some["test"]["index"], range(0, 32, 4))
   for task in ("va", "expression", "au"):
     np.testing.assert_allclose(some["test"][task], rows["test"][task][::4], atol=1e-6)
-  text = report._split(report.Scored.of("test", data, again, some["test"]), data, ["test"])
+  text = report._split(scored.Scored.of("test", data, again, some["test"]), data, ["test"])
   assert "8 of 32 rows, evenly spaced" in text
 
 
 def test_scores_of_groups_are_those_of_their_rows(drawn):
   split = split_of(drawn)
   rows = np.arange(32) % 3 == 0
-  found = report.group_scores(split, rows)
+  found = scored.group_scores(split, rows)
   label, given = split.labels["va"][rows], split.outputs["va"][rows].astype(float)
   ccc = [
     2 * ((x - x.mean()) * (y - y.mean())).mean() / (x.var() + y.var() + (x.mean() - y.mean()) ** 2)
@@ -356,7 +348,7 @@ def test_faces_are_grouped_by_what_the_renderer_knows(drawn, monkeypatch):
   assert len(text.images) == 3
   women = (found["sex"][1] == 0).sum()
   drawn_groups = re.findall(r"female ([\d.]+)", text.images[1]["alt"])
-  score = report.group_scores(split, found["sex"][1] == 0)["accuracy of expressions"]
+  score = scored.group_scores(split, found["sex"][1] == 0)["accuracy of expressions"]
   assert women >= 4
   assert drawn_groups[0] == f"{score:.2f}"
 
@@ -364,10 +356,10 @@ def test_faces_are_grouped_by_what_the_renderer_knows(drawn, monkeypatch):
 def test_the_worst_errors_are_the_largest_and_show_their_own_images(drawn):
   _, data, *_ = drawn
   split = split_of(drawn)
-  found = report.worst(split)
+  found = scored.worst(split)
   rows, said = found["va"]
   off = np.linalg.norm(split.labels["va"] - split.outputs["va"], axis=1)
-  np.testing.assert_array_equal(rows, np.argsort(-off)[: report.WORST])
+  np.testing.assert_array_equal(rows, np.argsort(-off)[: scored.WORST])
   assert f"true V {split.labels['va'][rows[0], 0]:+.1f}" in said[0]
   rows, said = found["expression"]
   truth = split.labels["expression"].argmax(1)
@@ -375,7 +367,7 @@ def test_the_worst_errors_are_the_largest_and_show_their_own_images(drawn):
   assert (truth[rows] != chosen[rows]).all()
   surely = split.probability.max(1)
   assert (np.diff(surely[rows]) <= 0).all()
-  assert surely[rows].min() >= np.sort(surely[truth != chosen])[-report.WORST]
+  assert surely[rows].min() >= np.sort(surely[truth != chosen])[-scored.WORST]
   names = data.labels["expression"]
   assert said[0].startswith(f"true {names[truth[rows[0]]]}\nsaid {names[chosen[rows[0]]]}")
   rows, said = found["au"]
@@ -409,13 +401,13 @@ def test_rows_for_which_a_model_gives_no_finite_numbers_are_left_out_and_counted
   broken = {name: values.copy() for name, values in rows["test"].items()}
   broken["va"][3] = np.nan
   broken["au"][5, 2] = np.inf
-  split = report.Scored.of("test", data, result, broken)
+  split = scored.Scored.of("test", data, result, broken)
   np.testing.assert_array_equal(split.index, np.delete(np.arange(32), [3, 5]))
   np.testing.assert_array_equal(split.labels["va"], data.seen("test")[0]["va"][split.index])
   assert "not finite for 2 rows" in report._split(split, data, ["test"])
   broken["au"][:] = np.nan  # none is left
   scores = {**result["scores"], "test": dict.fromkeys(result["scores"]["test"], np.nan)}
-  split = report.Scored.of("test", data, result | {"scores": scores}, broken)
+  split = scored.Scored.of("test", data, result | {"scores": scores}, broken)
   found = Page(report._split(split, data, ["test"]))
   assert "not finite for 32 rows" in found.text
   assert not found.images

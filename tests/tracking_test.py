@@ -82,14 +82,6 @@ def test_frames_may_be_left_out():
   assert [len(set(numbers)) for numbers in found.values()] == [1, 1]
 
 
-def test_the_tracks_that_may_go_on_are_known():
-  tracker = tracking.Tracker(patience=2)
-  tracker.update(1, np.stack([box(50, 50, 40), box(200, 50, 40)]))
-  for frame, alive in ((2, {1, 2}), (3, {1, 2}), (4, {1})):
-    tracker.update(frame, box(50, 50, 40)[None])
-    assert tracker.alive == alive
-
-
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.lists(st.tuples(*[st.floats(-1e6, 1e6)] * 4), max_size=6), max_size=6))
 def test_whatever_the_boxes_each_face_has_one_number_and_numbers_grow(frames):

@@ -107,3 +107,18 @@ def test_the_config_is_written_once_and_every_start_is_noted(used):
 def test_a_missing_folder_is_made(tmp_path):
   workdir.record(tmp_path / "a" / "b", CONFIG, {})
   assert workdir.read_config(tmp_path / "a" / "b") == CONFIG
+
+
+def test_a_log_is_read_but_for_a_last_line_that_a_kill_cut_short(tmp_path):
+  log = tmp_path / "log"
+  assert workdir.entries(log) == []
+  for text, found in (("", []), ('{"a": 1}\n', [{"a": 1}]), ('{"a": 1}\n{"a": 2', [{"a": 1}])):
+    log.write_text(text)
+    assert workdir.entries(log) == found
+
+
+@pytest.mark.parametrize("text", ["{\n", "[1]", "1\n", '{"a": 1\n{"a": 2}\n', "\xff"])
+def test_a_log_that_is_none_is_named(tmp_path, text):
+  (tmp_path / "log").write_bytes(text.encode("latin1"))
+  with pytest.raises(ValueError, match="log cannot be read"):
+    workdir.entries(tmp_path / "log")

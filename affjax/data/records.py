@@ -114,21 +114,22 @@ def _blame(folder: Path, error: Exception) -> None:
     raise ValueError(_unreadable(folder / INFO, error)) from error
 
 
-def _unreadable(path: Path, why: object) -> str:
-  return (
-    f"{path} cannot be read ({' '.join(str(why).split())}): restore it, or delete its folder and"
-    " prepare the data set again"
-  )
+_REMEDY = "restore it, or delete its folder and prepare the data set again"
 
 
-def read_json(path: Path) -> dict[str, Any]:
-  """Reads a JSON object; ValueError names a file that is missing or holds none."""
+def _unreadable(path: Path, why: object, remedy: str = _REMEDY) -> str:
+  said = " ".join(str(getattr(why, "strerror", None) or why).split())
+  return f"{path} cannot be read ({''.join(c if c.isprintable() else '?' for c in said)}): {remedy}"
+
+
+def read_json(path: Path, remedy: str = _REMEDY) -> dict[str, Any]:
+  """Reads a JSON object; ValueError names a file that is missing or holds none, and the remedy."""
   try:
     found = json.loads(path.read_bytes())
   except (OSError, ValueError, RecursionError) as e:
-    raise ValueError(_unreadable(path, e)) from e
+    raise ValueError(_unreadable(path, e, remedy)) from e
   if not isinstance(found, dict):
-    raise ValueError(_unreadable(path, "no JSON object"))
+    raise ValueError(_unreadable(path, "no JSON object", remedy))
   return found
 
 

@@ -115,9 +115,9 @@ def frames(
   Raises:
     ValueError: no frame can be decoded. What is damaged is skipped, as decoders do; stderr says so.
   """
-  draw, start = _drawing(size), 0.0
+  draw, start = drawing(size), 0.0
   last = None if wanted is None else max(wanted, default=0)
-  with contextlib.closing(_timed(path)) as decoded, _named(path):
+  with contextlib.closing(timed(path)) as decoded, _named(path):
     for k, (time, frame) in enumerate(decoded, 1):
       start = time if k == 1 else start
       if wanted is None or k in wanted:
@@ -128,13 +128,13 @@ def frames(
 
 def times(path: str | os.PathLike[str]) -> np.ndarray:
   """[frames] float64 seconds from the first frame to each; raises as `frames` does."""
-  found = np.array([time for time, _ in _timed(path)])
+  found = np.array([time for time, _ in timed(path)])
   return found - found[0]
 
 
 def count(path: str | os.PathLike[str]) -> int:
   """How many frames can be decoded; raises as `frames` does."""
-  return sum(1 for _ in _timed(path))
+  return sum(1 for _ in timed(path))
 
 
 def rate(path: str | os.PathLike[str]) -> float:
@@ -143,8 +143,8 @@ def rate(path: str | os.PathLike[str]) -> float:
   Raises:
     ValueError: it cannot be read, or does not say.
   """
-  with _open(path) as container:
-    return _rate(path, _video(path, container))
+  with opened(path) as container:
+    return stated_rate(path, pictures_of(path, container))
 
 
 def sound(path: str | os.PathLike[str], rate: int = RATE) -> np.ndarray:
@@ -162,9 +162,9 @@ def sound(path: str | os.PathLike[str], rate: int = RATE) -> np.ndarray:
   Raises:
     ValueError: no frame, or nothing of the sound, can be decoded, or its times are damaged.
   """
-  with contextlib.closing(_timed(path)) as decoded:
+  with contextlib.closing(timed(path)) as decoded:
     start, _ = next(decoded)
-  with _open(path) as container, _named(path):
+  with opened(path) as container, _named(path):
     stream = _stream(path, container, "audio")
     heard = [] if stream is None else list(_heard(_decoded(path, container, stream), rate))
   pieces = [(round((time - start) * rate), samples) for time, samples in heard]
@@ -200,14 +200,14 @@ def _heard(decoded: Iterator[Any], rate: int) -> Iterator[tuple[float, np.ndarra
 
 def _resampling(rate: int) -> Callable[[Any], list[np.ndarray]]:
   """A function: PyAV's sound, None at its end -> [samples] int16 each, of one channel."""
-  resampler = _av().AudioResampler("s16", "mono", rate)
+  resampler = pyav().AudioResampler("s16", "mono", rate)
   return lambda frame: [made.to_ndarray()[0] for made in resampler.resample(frame)]
 
 
-def _timed(path: str | os.PathLike[str]) -> Iterator[tuple[float, Any]]:
+def timed(path: str | os.PathLike[str]) -> Iterator[tuple[float, Any]]:
   """Seconds on the file's clock, and PyAV's frame, of every frame that can be decoded."""
-  with _open(path) as container:
-    stream = _video(path, container)
+  with opened(path) as container:
+    stream = pictures_of(path, container)
     # AVI stores no times of showing. FFmpeg gives those of decoding for them, which are out of
     # order where frames are; when a frame was ready is right but for a delay, the same for all.
     ready = container.format.name == "avi"
@@ -218,7 +218,7 @@ def _timed(path: str | os.PathLike[str]) -> Iterator[tuple[float, Any]]:
       if stamp is not None:
         time = float(stamp * stream.time_base)
       else:
-        time = start if last is None else last + 1 / _rate(path, stream)
+        time = start if last is None else last + 1 / stated_rate(path, stream)
       if last is None and ready:
         late = time - start
       last = time
@@ -227,7 +227,7 @@ def _timed(path: str | os.PathLike[str]) -> Iterator[tuple[float, Any]]:
 
 def _decoded(path: str | os.PathLike[str], container: Any, stream: Any) -> Iterator[Any]:
   """PyAV's frames of a stream, in the order of showing; says on stderr what was left out."""
-  errors = _av().FFmpegError
+  errors = pyav().FFmpegError
   found, damaged, why = 0, 0, "it has no frames"
   with _named(path):
     for packet in container.demux(stream):
@@ -250,9 +250,9 @@ def _decoded(path: str | os.PathLike[str], container: Any, stream: Any) -> Itera
     )
 
 
-def _drawing(size: int | None) -> Callable[[Any], np.ndarray]:
+def drawing(size: int | None) -> Callable[[Any], np.ndarray]:
   """A function: PyAV's frame -> [height, width, 3] uint8 RGB."""
-  _av()
+  pyav()
   from av.video.reformatter import VideoReformatter
 
   # One for all frames: to set it up takes longer than to use it.
@@ -274,7 +274,8 @@ def _drawing(size: int | None) -> Callable[[Any], np.ndarray]:
   return draw
 
 
-def _rate(path: str | os.PathLike[str], stream: Any) -> float:
+def stated_rate(path: str | os.PathLike[str], stream: Any) -> float:
+  """Frames a second of a stream, as `rate` gives them of a file."""
   found = float(stream.average_rate or stream.guessed_rate or 0)
   if not found:
     raise ValueError(f"{path}: it does not say how many frames it has a second")
@@ -291,7 +292,8 @@ def _stream(path: str | os.PathLike[str], container: Any, kind: str) -> Any:
   return stream
 
 
-def _video(path: str | os.PathLike[str], container: Any) -> Any:
+def pictures_of(path: str | os.PathLike[str], container: Any) -> Any:
+  """The stream of pictures of a file, set up for decoding; ValueError: it has none."""
   stream = _stream(path, container, "video")
   if stream is None:
     raise ValueError(f"{path}: there is no video in it")
@@ -301,9 +303,9 @@ def _video(path: str | os.PathLike[str], container: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _open(path: str | os.PathLike[str]) -> Iterator[Any]:
+def opened(path: str | os.PathLike[str]) -> Iterator[Any]:
   """PyAV's container of a file; ValueError names it if it is no video."""
-  av = _av()
+  av = pyav()
   # An absolute path is no address of a network, whatever it looks like.
   name, options = os.path.abspath(path), {"format_whitelist": _FORMATS}
   with _named(path):
@@ -320,14 +322,15 @@ def _named(path: str | os.PathLike[str]) -> Iterator[None]:
   """FFmpeg's errors as ValueError with the file's name."""
   try:
     yield
-  except _av().FFmpegError as e:
+  except pyav().FFmpegError as e:
     raise ValueError(
       f"{path}: not a video that can be read ({e.strerror}); use whole files of"
       f" {', '.join(SUFFIXES)}"
     ) from e
 
 
-def _av() -> Any:
+def pyav() -> Any:
+  """PyAV; ValueError says how it is installed."""
   try:
     import av
   except ImportError as e:
