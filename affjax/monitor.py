@@ -15,8 +15,6 @@ from types import TracebackType
 from typing import Any
 
 import jax
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto import event_pb2, summary_pb2
 from tqdm import tqdm
 
 from affjax import cost
@@ -208,6 +206,24 @@ class Monitor:
     self._wandb.add(step, kind, values)
 
 
+@functools.cache
+def _tensorboard() -> tuple[Any, Any, Any]:
+  """tensorboardX's writer of files and its messages: EventsWriter, event_pb2, summary_pb2.
+
+  It imports torch where that is installed, for seconds and for nothing that is used here: while it
+  is imported there is no torch.
+  """
+  hidden = [] if "torch" in sys.modules else ["torch"]
+  sys.modules.update(dict.fromkeys(hidden))
+  try:
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto import event_pb2, summary_pb2
+  finally:
+    for name in hidden:
+      del sys.modules[name]
+  return EventsWriter, event_pb2, summary_pb2
+
+
 class _Events:
   """Scalars for TensorBoard, written by the caller's own thread.
 
@@ -221,20 +237,21 @@ class _Events:
 
   def __init__(self, folder: Path, first: int) -> None:
     folder.mkdir(exist_ok=True)
-    self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}")
-    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    writer, self._event, self._summary = _tensorboard()
+    self._writer = writer(str(folder / "events"), f".{os.getpid()}")
+    start = self._event.SessionLog(status=self._event.SessionLog.START)
     self._write(step=first, session_log=start)
 
   def add(self, values: Mapping[str, float], step: int) -> None:
     """Writes named numbers of a step."""
-    summary = summary_pb2.Summary(
-      value=[summary_pb2.Summary.Value(tag=n, simple_value=v) for n, v in values.items()]
+    summary = self._summary.Summary(
+      value=[self._summary.Summary.Value(tag=n, simple_value=v) for n, v in values.items()]
     )
     self._write(step=step, summary=summary)
     self._writer.flush()
 
   def _write(self, **content: Any) -> None:
-    self._writer.write_event(event_pb2.Event(wall_time=time.time(), **content))
+    self._writer.write_event(self._event.Event(wall_time=time.time(), **content))
 
   def close(self) -> None:
     """Closes the file."""

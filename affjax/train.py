@@ -166,7 +166,7 @@ def run(
     with cost.memory_for("an evaluation", SMALLER_EVALUATION):
       result = evaluate.score(config, where, data, procedure, mesh, facts=facts, rows=rows)
     sent.result(result)
-    if primary:
+    if primary and config.get("draw_report", True):
       stop.where = "drawing the report"
       report.attempt(where, config, data, result, rows)
     return result

@@ -23,7 +23,7 @@ LARGEST = 2**24  # bytes of a config
 # Fields that may change between starts of one run: they do not change a single bit of it. (What to
 # do about the first update that is not finite, or record that cannot be read, is asked only there.)
 FREE = re.compile(
-  r"log_every|profile|nonfinite|wandb|evaluate\.(every|probe)|checkpoint\.every"
+  r"log_every|profile|nonfinite|draw_report|wandb|evaluate\.(every|probe)|checkpoint\.every"
   r"|data\.(workers|threads|placement|records|unreadable)|mesh\.\w+"
 )
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "affjax")

@@ -67,6 +67,7 @@ def training(config: ml_collections.ConfigDict) -> None:
   config.log_every = 10  # steps
   config.nonfinite = "stop"  # or "skip": of an update whose loss or gradient is not finite
   config.profile = 0  # steps that are traced, once they are warm: DIR/profile, for TensorBoard
+  config.draw_report = True  # report.html at the end
   # A project at Weights & Biases that gets the numbers, too: see affjax/monitor.py. None: none.
   config.wandb = config_dict.placeholder(str)
   config.mesh = dict(

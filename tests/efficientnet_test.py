@@ -59,7 +59,7 @@ def test_wrong_options_are_refused_by_name():
     shapes(variant="lite9")
   with pytest.raises(ValueError, match="norm 'layer'.*'batch', 'group', 'none'"):
     shapes(norm="layer")
-  with pytest.raises(ValueError, match="grid 8 of .*224 pixels 7 x 7"):
+  with pytest.raises(ValueError, match="grid 8 of .*224 x 224 pixels is 7 x 7"):
     shapes(grid=8)
   with pytest.raises(ValueError, match="no EfficientNet of .* has 1 blocks"):
     efficientnet.variant_of({"blocks/0/project/bias": (3,)})

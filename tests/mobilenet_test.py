@@ -51,7 +51,9 @@ def test_wrong_options_are_refused_by_name():
     shapes(image_size=32, norm="batch")
   with pytest.raises(ValueError, match="depth 14.*1 to 13"):
     shapes(image_size=32, depth=14)
-  with pytest.raises(ValueError, match="grid 3.*13 blocks make 32 pixels 1 x 1"):
+  with pytest.raises(
+    ValueError, match="grid 3 of MobileNet: its last map of 32 x 32 pixels is 1 x 1"
+  ):
     shapes(image_size=32, grid=3)
 
 

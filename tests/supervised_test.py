@@ -12,6 +12,7 @@ from flax import nnx
 
 from affjax import evaluate, experiment, metrics, optim, procedures, sharding
 from affjax.data import records
+from affjax.models import convolutions
 from affjax.procedures import supervised
 
 QUIET = dict(
@@ -240,6 +241,43 @@ def test_batch_statistics_see_each_micro_batch_once():
   for part in range(PARTS):
     expected = 0.5 * expected + 0.5 * hidden[part::PARTS].mean(0)
   np.testing.assert_allclose(after.model_state["model"]["norm"]["mean"], expected, atol=1e-5)
+
+
+class Convolutional(nnx.Module):
+  """Two convolutions with batch norms, then a head for one task."""
+
+  def __init__(self, rngs):
+    options = dict(norm="batch", momentum=0.5, dtype=jnp.float32, rngs=rngs)
+    self.stem = convolutions.Convolution((3, 3, 3, 8), stride=2, **options)
+    self.last = convolutions.Convolution((8, 8), **options)
+    self.head = nnx.Linear(8, 3, rngs=rngs)
+
+  def __call__(self, images, *, train=False, rngs=None):
+    maps = self.last(jax.nn.relu(self.stem(images, train=train)), train=train)
+    return {"expression": self.head(maps.mean((1, 2)))}
+
+
+@pytest.mark.parametrize("pattern", ["stem", "(stem|last)", None])
+def test_of_a_frozen_convolution_the_statistics_are_frozen_too(pattern):
+  groups = {"low": dict(pattern=pattern, freeze=True)} if pattern else {}
+  procedure = supervised.Supervised(
+    make_model=Convolutional,
+    image_size=8,
+    losses={"expression": {"name": "losses.cross_entropy"}},
+    optimizer=optim.adamw(steps=9, learning_rate=0.1, groups=groups),
+    augment=QUIET,
+    seed=0,
+  )
+  batch = toy_batch()
+  batch = batch | {k: {"expression": batch[k]["expression"]} for k in ("labels", "mask")}
+  state = jax.jit(procedure.init)()
+  after, _ = jax.jit(procedure.train_step)(state, batch)
+  for name in ("stem", "last"):
+    still = pattern is not None and name in pattern
+    for values in ("params", "model_state"):
+      old, new = (jax.tree.leaves(getattr(s, values)["model"][name]) for s in (state, after))
+      same = [np.array_equal(x, y) for x, y in zip(old, new, strict=True)]
+      assert same == [still] * len(same)
 
 
 def test_a_split_batch_is_cut_into_micro_batches_without_moving_a_row():

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 def finished(tiny_faces, tmp_path_factory):
   """A run of the debug config on eight devices: its folder and what `run` returned."""
   where = tmp_path_factory.mktemp("finished")
-  return where, train.run(debug_config(), where, tiny_faces)
+  return where, train.run(debug_config(draw_report=True), where, tiny_faces)
 
 
 def log(where, kind="train"):
@@ -37,11 +37,12 @@ def log(where, kind="train"):
 
 def test_a_run_leaves_what_a_reader_needs(finished):
   where, result = finished
-  assert json.loads((where / "config.json").read_text()) == debug_config()
+  assert json.loads((where / "config.json").read_text()) == debug_config(draw_report=True)
   start = json.loads((where / "starts.jsonl").read_text())
   assert start["versions"]["jax"] == jax.__version__
   assert start["command"] == [sys.executable, *sys.orig_argv[1:]]
   assert list((where / "tensorboard").glob("events*"))
+  assert (where / "report.html").is_file()
   assert json.loads((where / "scores.json").read_text()) == result
   assert [e["step"] for e in log(where)] == [5, 10, 15, 20]
   assert [e["step"] for e in log(where, "validation")] == [10, 20]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from affjax.models.convolutions import NORMS, Convolution, cells, relu6
+from affjax.models.convolutions import NORMS, Convolution, Encoder, relu6
 
 # Of EfficientNet-B0, by stage: how often, kernel, stride of the first, times the channels inside,
 # channels (table 1 of the paper).
@@ -26,7 +26,7 @@ _SCALES = {
 _SQUEEZE = 4  # times fewer channels inside a block's gate than come into the block
 
 
-class EfficientNet(nnx.Module):
+class EfficientNet(Encoder):
   """EfficientNet (Tan & Le, 2019, arXiv:1905.11946): what follows its last block gives the tokens.
 
   Variants "lite0" to "lite4" are the authors' for small devices: without gates of the channels,
@@ -38,10 +38,6 @@ class EfficientNet(nnx.Module):
   classifier, and in that the last map is averaged into a grid of tokens, which a decoder pools.
 
   With norm "batch" a frame that is not there still counts in a batch's statistics.
-
-  Attributes:
-    width: channels of the tokens that come out.
-    num_tokens: how many there are.
   """
 
   def __init__(
@@ -59,16 +55,15 @@ class EfficientNet(nnx.Module):
     """Builds the encoder.
 
     Args:
-      image_size: height and width of the images in pixels.
+      image_size: this, `grid`, `centre` and `dtype` as in `convolutions.Encoder`.
       variant: "b0" to "b7", or "lite0" to "lite4".
-      grid: tokens in a row and in a column.
+      grid: see there.
       norm: "batch" (`nnx.BatchNorm`), "group" (`nnx.GroupNorm`, groups of 8 channels) or "none"
         (biases alone).
       drop_path_rate: how often a block is left out that adds to its input, at the end; it grows
         from 0 at the first block in even steps (the authors take 0.2).
-      centre: red, green and blue that are subtracted from the images, in [-1, 1]. Padding is 0
-        after that, so weights that were trained with a mean image need theirs.
-      dtype: dtype of the activations; parameters are float32.
+      centre: see there.
+      dtype: see there.
       rngs: source of the parameters' keys.
 
     Raises:
@@ -78,10 +73,9 @@ class EfficientNet(nnx.Module):
       raise ValueError(f"variant {variant!r} of an EfficientNet: use one of {list(_SCALES)}")
     if norm not in NORMS:
       raise ValueError(f"norm {norm!r} of an EfficientNet: use one of {list(NORMS)}")
-    stem, stages, self.width = _sizes(variant)
+    stem, stages, head = _sizes(variant)
     lite = variant.startswith("lite")
-    self.image_size, self.grid, self.num_tokens = image_size, grid, grid**2
-    self._dtype, self._centre = jnp.dtype(dtype), tuple(centre)
+    super().__init__(image_size=image_size, grid=grid, centre=centre, dtype=dtype)
     common = dict(norm=norm, dtype=self._dtype, rngs=rngs)
     active = common | {"activation": relu6 if lite else jax.nn.swish}
     self.stem = Convolution((3, 3, 3, stem), stride=2, **active)
@@ -95,38 +89,15 @@ class EfficientNet(nnx.Module):
         blocks.append(Block(*sizes, gate=not lite, drop_path_rate=rate, **active))
         inner, side = outer, -(-side // stride)
     self.blocks = nnx.List(blocks)
-    self.head = Convolution((inner, self.width), **active)
-    if not 1 <= grid <= side:
-      raise ValueError(
-        f"grid {grid} of an EfficientNet: its blocks make {image_size} pixels {side} x {side}"
-      )
+    self.head = Convolution((inner, head), **active)
+    self.finish(head, side)
 
-  def __call__(
-    self,
-    images: jax.Array,
-    *,
-    train: bool = False,
-    rngs: nnx.Rngs | None = None,
-    attention: bool = False,
-  ) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
-    """Encodes images.
-
-    Args:
-      images: [batch, height, width, 3] floats in [-1, 1].
-      train: whether batch norms take, and follow, the batch's statistics, and drop path is on.
-      rngs: holds a "dropout" stream while training with a rate above 0.
-      attention: whether to give maps too; there are none.
-
-    Returns:
-      [batch, grid * grid, width] means over the cells of the last map, in rows from the top left;
-      with `attention` also {}.
-    """
-    centre = jnp.array(self._centre, images.dtype).reshape(1, 1, 1, 3)
-    x = self.stem((images - centre).astype(self._dtype), train=train)
+  def trunk(self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None) -> jax.Array:
+    """See `convolutions.Encoder`."""
+    x = self.stem(x, train=train)
     for block in self.blocks:
       x = block(x, train=train, rngs=rngs)
-    tokens = cells(self.head(x, train=train), self.grid)
-    return (tokens, {}) if attention else tokens
+    return self.head(x, train=train)
 
 
 class Block(nnx.Module):

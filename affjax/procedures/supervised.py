@@ -98,6 +98,7 @@ class Supervised:
     self._mixup_alpha = mixup_alpha
     self._accumulate = accumulate
     model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
+    hold_statistics(model, self._frozen)
     self.graphdef, _, _ = nnx.split(model, nnx.Param, ...)
     self.input_shape = getattr(model, "input_shape", (image_size, image_size, 3))
     image = jax.ShapeDtypeStruct((1, *self.input_shape), jnp.float32)
@@ -360,6 +361,20 @@ def _fill(tree: Any, params: Any, of: Callable[[Any], Any] = lambda p: p) -> Any
 def _gaussian(bound: Mapping[str, Callable[..., jax.Array]]) -> list[str]:
   """The tasks whose loss is a mean squared error."""
   return [task for task, loss in bound.items() if loss.func is losses.mean_squared_error]
+
+
+def hold_statistics(model: nnx.Module, frozen: Callable[[Any], Any]) -> None:
+  """Has the batch norms whose own parameters are frozen keep their statistics, and go by them.
+
+  Args:
+    model: is changed.
+    frozen: see `affjax.optim.Optimizer`.
+  """
+  still = frozen({"model": nnx.to_pure_dict(nnx.state(model, nnx.Param))})["model"]
+  for path, module in nnx.iter_modules(model):
+    own = functools.reduce(lambda tree, key: tree.get(key, {}), path, still)
+    if isinstance(module, nnx.BatchNorm) and own and all(jax.tree.leaves(own)):
+      module.use_running_average = True
 
 
 def _extras(
