@@ -196,6 +196,14 @@ class Predictor:
     calibrate.apply(one, np.zeros(1, int), np.ones(1, bool), settings or {}, self.labels)
     self.postprocess = contract.decisions(self.labels, settings or {})
 
+  def __repr__(self) -> str:
+    """What it is of, and what it takes and gives."""
+    model, size = self.config["model"], self.image_size
+    parts = " -> ".join(model[part]["name"] for part in ("encoder", "decoder") if part in model)
+    gives = ", ".join(f"{task} ({len(names)})" for task, names in self.labels.items())
+    kind = type(self).__name__
+    return f"<{kind} {parts or model['name']}, step {self.step}: {size} x {size} -> {gives}>"
+
   @functools.cached_property
   def contract(self) -> Mapping[str, Any]:
     """From a photograph to the model's input: what `preprocess.json` of an export holds."""

@@ -105,6 +105,12 @@ def test_a_prediction_is_shown_in_short():
 # What is decided.
 
 
+def test_a_predictor_says_what_it_is(predictor):
+  assert repr(predictor) == (
+    "<Predictor vit.ViT -> decoders.TaskTokens, step 3: 32 x 32 -> va (2), expression (8), au (12)>"
+  )
+
+
 def test_expressions_and_units_are_decided_on_as_calibrate_does(predictor, tmp_path):
   labels, rng = predictor.labels, np.random.default_rng(1)
   settings = {
