@@ -157,6 +157,14 @@ def _one_line(error: BaseException) -> str:
   return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def _of_field(argv: Sequence[str], said: str) -> str:
+  """What ml_collections said of a field that the config lacks, with the flag that names it."""
+  for name in (argument.partition("=")[0] for argument in argv):
+    if name.startswith("--config.") and any(f"'{p}'" in f"'{said}'" for p in name.split(".")):
+      return f"{name}: the config has no such field; --mode=check prints all that it has ({said})"
+  return said
+
+
 def _parse(argv: Sequence[str]) -> list[str]:
   """Parses flags; what is wrong with them is said in one line."""
   for name in (argument.partition("=")[0] for argument in argv):
@@ -165,7 +173,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
       sys.exit(f"error: {_one_line(ValueError(name[:60]))}...: no flag has so long a name")
   try:
     return flags.FLAGS(list(argv))
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as e:
+  except (AttributeError, KeyError) as e:
+    sys.exit(f"error: {_of_field(argv, _one_line(e))}")
+  except (flags.Error, TypeError, ValueError, OSError) as e:
     sys.exit(f"error: {_one_line(e)}")
   except SyntaxError as e:
     sys.exit(f"error: --config: {_one_line(ValueError(f'{e.filename}:{e.lineno}: {e.msg}'))}")

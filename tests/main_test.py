@@ -27,6 +27,10 @@ def run(*arguments):
   ("arguments", "says"),
   [
     ([f"{VIT}", "--config.optimizer.lerning_rate=1"], 'Did you mean "learning_rate"'),
+    (
+      [f"{VIT}", "--config.model.encoder.kernel=3"],
+      "--config.model.encoder.kernel: the config has",
+    ),
     ([f"{VIT}", "--config.steps=0.5"], "--config.steps=0.5"),
     ([f"{VIT}:varant=S/16"], "did you mean 'variant'?"),
     ([f"{VIT}:data=ferpls"], "use one of synthetic_faces, ferplus"),
