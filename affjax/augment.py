@@ -48,6 +48,18 @@ def _uniform(key: jax.Array, half_width: float, shape: tuple[int, ...] = ()) -> 
   return jax.random.uniform(key, shape, minval=-half_width, maxval=half_width)
 
 
+def _turn(image: jax.Array, key: jax.Array, rotation: float) -> jax.Array:
+  """Turns about the centre; what comes in from outside is mid grey."""
+  angle = 2 * jnp.pi * _uniform(key, rotation)
+  cos, sin = jnp.cos(angle), jnp.sin(angle)
+  centre = [(size - 1) / 2 for size in image.shape[:2]]
+  y, x = (jnp.arange(size) - middle for size, middle in zip(image.shape[:2], centre, strict=True))
+  y, x = jnp.meshgrid(y, x, indexing="ij")
+  at = [cos * y - sin * x + centre[0], sin * y + cos * x + centre[1]]
+  one = lambda channel: jax.scipy.ndimage.map_coordinates(channel, at, order=1)
+  return jax.vmap(one, -1, -1)(image)
+
+
 def _place(image: jax.Array, key: jax.Array, size: int, scale: float, shift: float) -> jax.Array:
   """Zoom, aspect and shift in one separable resampling (two matrix products: fast everywhere)."""
   keys = jax.random.split(key, 3)
@@ -71,6 +83,12 @@ def _colour(
   image = (image - mean) * (1 + _uniform(keys[0], contrast)) + mean
   tint = jnp.broadcast_to(_uniform(keys[2], cast, (1, 1, 3)), image.shape)
   return jnp.clip(image + _uniform(keys[1], brightness) + tint, -1, 1)
+
+
+def _drop_channels(image: jax.Array, key: jax.Array, rate: float) -> jax.Array:
+  """Makes each colour channel black with this probability."""
+  dropped = jax.random.uniform(key, (1, 1, image.shape[-1])) < rate
+  return jnp.where(jnp.broadcast_to(dropped, image.shape), -1.0, image)
 
 
 def _erase(image: jax.Array, key: jax.Array, rate: float, area: float) -> jax.Array:
@@ -102,6 +120,8 @@ def augment(
   grey_rate: float = 0.0,
   erase_rate: float = 0.25,
   erase_area: float = 0.2,
+  rotation: float = 0.0,
+  channel_drop_rate: float = 0.0,
 ) -> jax.Array:
   """Random views of a batch; every label used here survives a mirror.
 
@@ -121,6 +141,8 @@ def augment(
     grey_rate: probability that colour is dropped.
     erase_rate: probability of erasing a rectangle.
     erase_area: its largest share of the image.
+    rotation: turned by at most this share of a full turn in either direction; 0: off.
+    channel_drop_rate: probability that a colour channel becomes black, of each on its own; 0: off.
 
   Returns:
     [batch, size, size, 3] float32 in [-1, 1], of clips [batch, time, size, size, 3].
@@ -130,12 +152,16 @@ def augment(
 
   def one(image: jax.Array, key: jax.Array) -> jax.Array:
     keys = jax.random.split(key, 5)
+    # So that runs without these see the views that they saw before there were any.
+    later = lambda number: jax.random.fold_in(key, number)
     image = normalise(image)
     image = jnp.where(jax.random.uniform(keys[0]) < flip_rate, image[:, ::-1], image)
+    image = _turn(image, later(5), rotation) if rotation else image
     image = _place(image, keys[1], size, scale, shift)
     image = _colour(image, keys[2], brightness, contrast, cast)
     grey = jnp.broadcast_to(image.mean(-1, keepdims=True), image.shape)
     image = jnp.where(jax.random.uniform(keys[3]) < grey_rate, grey, image)
+    image = _drop_channels(image, later(6), channel_drop_rate) if channel_drop_rate else image
     return _erase(image, keys[4], erase_rate, erase_area)
 
   rows = jax.vmap(one, (0, None)) if images.ndim == 5 else one

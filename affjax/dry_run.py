@@ -61,7 +61,7 @@ def run(
   mesh = experiment.check_config(config, devices)
   _, rules = experiment.open_mesh(config, devices)
   data = experiment.Data(config, data_dir) if opens else None
-  config = experiment.resolve_losses(config, data)
+  config = experiment.resolve(config, data)
   procedure = procedures.from_config(config)
   abstract = experiment.abstract_state(procedure, mesh, rules)
   batch = experiment.batch_shapes(config) if data is None else _open(config, data)

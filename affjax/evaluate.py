@@ -26,6 +26,7 @@ from affjax import (
 )
 from affjax.data import clips, pipeline, records
 from affjax.labels import TASKS, remap
+from affjax.procedures.self_supervised import RECONSTRUCTION
 
 SCORES = "scores.json"
 ROWS = 100_000  # of a split, of which what the model gave is kept, at most
@@ -39,8 +40,10 @@ Outputs = dict[str, np.ndarray]
 class Scoring:
   """What is scored on a data set.
 
+  Of a model without outputs it is how well it paints what it does not see of images.
+
   Attributes:
-    labels: task -> names of the model's outputs.
+    labels: task -> names of the model's outputs; {} = it has none.
     scored: task -> those of them that are scored, in that order; {} = all.
     rules: names of the rules under which an image has a hard expression; () where every labelled
       image has one.
@@ -81,6 +84,11 @@ class Scoring:
     ]
 
   @property
+  def outputs(self) -> Collection[str]:
+    """Names of what the model gives that is scored."""
+    return self.labels or (RECONSTRUCTION,)
+
+  @property
   def _hard(self) -> list[str]:
     """Names of the masks of images with a hard label."""
     return [f"expression_{rule}" for rule in self.rules] or ["expression"]
@@ -107,6 +115,9 @@ class Scoring:
         states[name] = metrics.Confusion.from_model_output(
           *args, mask[name], classes=self._columns("expression").tolist()
         )
+    if RECONSTRUCTION in outputs:
+      errors = outputs[RECONSTRUCTION].swapaxes(0, 1)
+      states[RECONSTRUCTION] = metrics.SquaredError.from_model_output(*errors, batch["index"] >= 0)
     return states
 
   def scores(self, states: Mapping[str, Any], floor: bool = False) -> Scores:
@@ -114,7 +125,8 @@ class Scoring:
 
     Names: `va/ccc`, `va/ccc/valence`, `expression/f1`, `expression/accuracy`,
     `expression/f1/anger`, `expression/cross_entropy`, `au/f1`, `au/f1/AU1`, `p_mtl`; where hard
-    labels follow a rule its name comes second: `expression/strict/f1`.
+    labels follow a rule its name comes second: `expression/strict/f1`. Without labels:
+    `reconstruction/mse`, `reconstruction/r2`.
     """
     of = (lambda m: m.floor()) if floor else (lambda m: m.compute())
     out: Scores = {}
@@ -134,6 +146,8 @@ class Scoring:
       if "f1_per_unit" in unit:
         pairs = zip(self.names_of("au"), unit["f1_per_unit"], strict=True)
         out |= {f"au/f1/{n}": v for n, v in pairs}
+    if RECONSTRUCTION in states and states[RECONSTRUCTION].count:
+      out |= {f"{RECONSTRUCTION}/{n}": v for n, v in of(states[RECONSTRUCTION]).items()}
     if {"va/ccc", "expression/f1", "au/f1"} <= set(out):
       out["p_mtl"] = out["va/ccc"] + out["expression/f1"] + out["au/f1"]
     return {name: float(value) + 0.0 for name, value in out.items()}  # no negative zeros
@@ -142,10 +156,12 @@ class Scoring:
     """The names that `scores` gives where the tasks in `labelled` have labels."""
     known = {task: names for task, names in self.labels.items() if task in labelled}
     outputs = {task: np.zeros((1, len(names)), np.float32) for task, names in known.items()}
+    given = outputs if self.labels else {RECONSTRUCTION: np.zeros((1, 2), np.float32)}
     mask = {task: np.ones((1,) if task == "expression" else values.shape)
             for task, values in outputs.items()}  # fmt: skip
     mask |= {name: np.ones(1) for name in self._hard}
-    shapes = jax.eval_shape(self.states, outputs, {"labels": outputs, "mask": mask})
+    batch = {"labels": outputs, "mask": mask, "index": np.zeros(1, np.int32)}
+    shapes = jax.eval_shape(self.states, given, batch)
     return list(self.scores(jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)))
 
   def _expression(self, name: str, score: Mapping[str, Any]) -> Scores:
@@ -176,7 +192,7 @@ class Evaluator:
 
   Args:
     predict: (params, model_state, images) -> outputs; with clips (params, model_state, images,
-      present).
+      present), without labels (params, model_state, images, index).
     data: the split.
     scoring: what is scored.
     mesh: devices.
@@ -221,10 +237,11 @@ class Evaluator:
     )
 
     def step(params: Any, model_state: Any, batch: dict[str, Any]) -> Any:
-      present = () if windows is None else (batch["index"] >= 0,)
-      outputs = predict(params, model_state, batch["image"], *present)
-      of_tasks = {name: values for name, values in outputs.items() if name in scoring.labels}
-      return parts(outputs, batch), of_tasks
+      rows = () if windows is None else (batch["index"] >= 0,)
+      rows = rows if scoring.labels else (batch["index"],)
+      outputs = predict(params, model_state, batch["image"], *rows)
+      scored = {name: values for name, values in outputs.items() if name in scoring.outputs}
+      return parts(outputs, batch), scored
 
     self._step = jax.jit(step, out_shardings=sharding.split_batch(mesh))
 

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from affjax import cost, optim, paths, procedures, resident, sharding, state
 from affjax.build import bind
 from affjax.data import clips, features, packed, pipeline, prepare, records, selection, views
+from affjax.models import graphs
 
 SAMPLING = ("uniform", "class_balanced")
 UNREADABLE = ("error", "skip")
@@ -22,6 +23,8 @@ NO_VIEW = "/no_view"
 # A unit on in fewer than one of 21 entries is weighed as if it were on in that many: one batch has
 # too few of a rarer one, and the loss would be theirs alone.
 POSITIVE_WEIGHT_LIMIT = 20.0
+# The decoder whose adjacency may come from the training split.
+LABEL_GRAPH = "graphs.LabelGraph"
 
 
 class Data:
@@ -199,6 +202,7 @@ class Data:
     for split in dict.fromkeys((self.train_split, self.select, *self.report)):
       numbers = {task: self.labelled(split, task) for task in self.labels}
       tasks = [f"{t} {n}" if n else f"{t} unlabelled (masked)" for t, n in numbers.items()]
+      tasks = tasks or ["no labels are read"]
       view = f", {self.view(split)}" if self.view(split) else ""
       lines.append(
         f"       {split}: {len(self.table(split)['key'])} images ({', '.join(tasks)}){view}"
@@ -223,6 +227,33 @@ class _Opened:
   table: dict[str, np.ndarray]
   taken: np.ndarray | None
   windows: np.ndarray | None = None  # once they are wanted
+
+
+def resolve(config: Mapping[str, Any], data: Data | None) -> dict[str, Any]:
+  """The config with numbers in place of all that it asks of the training split's labels.
+
+  Raises:
+    ValueError: see `resolve_losses` and `resolve_graph`.
+  """
+  return resolve_graph(resolve_losses(config, data), data)
+
+
+def resolve_graph(config: Mapping[str, Any], data: Data | None) -> dict[str, Any]:
+  """The config with the adjacency of its labels, where its decoder makes its outputs by a graph.
+
+  Without data no label has a neighbour. What the config gives stays.
+
+  Raises:
+    ValueError: options of the graph that do not exist.
+  """
+  decoder = config["model"].get("decoder", {})
+  if decoder.get("name") != LABEL_GRAPH or decoder.get("adjacency") is not None:
+    return dict(config)
+  outputs = {task: len(names) for task, names in config["labels"].items()}
+  options = {name: decoder[name] for name in ("graph", "threshold") if name in decoder}
+  labels, mask = data.targets if data else ({}, {})
+  adjacency = graphs.of_labels(labels, mask, outputs, **options).tolist()
+  return {**config, "model": {**config["model"], "decoder": {**decoder, "adjacency": adjacency}}}
 
 
 def resolve_losses(config: Mapping[str, Any], data: Data | None) -> dict[str, Any]:
@@ -434,7 +465,7 @@ def step_flops(config: Mapping[str, Any]) -> float:
 
   That is what rematerialisation and accumulation do again; SAM's second gradient is no repetition.
   """
-  config = resolve_losses(config, None)
+  config = resolve(config, None)
   model = dict(config["model"])
   if "remat" in model.get("encoder", {}):
     model["encoder"] = {**model["encoder"], "remat": False}
@@ -475,6 +506,7 @@ def describe(config: Mapping[str, Any], data: Data | None, procedure: Any, mesh:
       f"model  {parameters / 1e6:.2f} M parameters, {flops / 1e9:.3f} GFLOP per image (forward),"
       f" {config['image_size']} px, {procedures.activation_dtype(config['dtype'])} activations",
       *_describe_losses(config),
+      *_describe_graph(config),
       f"train  {steps} steps of {batch_size} {what} {', '.join(extras)}".rstrip(),
       *(f"learns {line}" for line in optim.describe(abstract.params, config)),
     ]
@@ -492,13 +524,26 @@ def _describe_losses(config: Mapping[str, Any]) -> list[str]:
   ]
 
 
+def _describe_graph(config: Mapping[str, Any]) -> list[str]:
+  """A line of which labels know each other."""
+  adjacency = config["model"].get("decoder", {}).get("adjacency")
+  if adjacency is None:
+    return []
+  names = [name for task in sorted(config["labels"]) for name in config["labels"][task]]
+  near = (np.array(adjacency) != 0) & ~np.eye(len(names), dtype=bool)
+  alone = ", ".join(name for name, any_near in zip(names, near.any(1), strict=True) if not any_near)
+  return [
+    f"graph  {len(names)} labels, {near.sum() // 2} pairs; without a neighbour: {alone or '-'}"
+  ]
+
+
 def open_training(
   config: Mapping[str, Any], data_dir: str | None = None
 ) -> tuple[dict[str, Any], Data, Any, Mesh]:
   """Opens everything that training needs; compiles nothing.
 
   Returns:
-    The config with its losses resolved, the data, the procedure and the mesh.
+    The config, resolved, the data, the procedure and the mesh.
 
   Raises:
     ValueError: the config or the data do not fit.
@@ -508,7 +553,7 @@ def open_training(
   if data.sampling == "class_balanced":
     data.require("expression", "config.data.sampling='class_balanced'")
   data.windows(data.train_split)  # what it refuses is said before anything is compiled
-  resolved = resolve_losses(config, data)
+  resolved = resolve(config, data)
   return resolved, data, procedures.from_config(resolved), mesh
 
 
@@ -546,6 +591,11 @@ def _check_inputs(config: Mapping[str, Any]) -> None:
     raise ValueError(
       f"config.model.temporal needs clips for {over_time}: set config.data.clips.length, their"
       " number of frames"
+    )
+  if cut and not config["labels"]:
+    raise ValueError(
+      f"config.data.clips.length={cut.length} without config.labels: what learns without labels"
+      " learns from images; use 0"
     )
   if cut and config["procedure"].get("mixup_alpha"):
     raise ValueError("config.procedure.mixup_alpha mixes images: use 0 with config.data.clips")

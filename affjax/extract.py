@@ -63,6 +63,7 @@ def extract(
     ValueError: no such run, checkpoint, data set or split; or the folder holds what is of another.
   """
   config = workdir.read_config(where)
+  inference.check_outputs(config, where)
   procedure = inference.open_procedure(config, where / workdir.CONFIG)
   data = _open(config, data_set, splits, data_dir)
   step = checkpoints.pick(where / workdir.CHECKPOINTS, which)

@@ -611,10 +611,41 @@ def load(
   return _load_export(where, chosen)
 
 
+def check_outputs(config: Mapping[str, Any], where: Path) -> None:
+  """Raises ValueError, saying what to do with it, for a run that has learnt without labels."""
+  if config.get("labels") == {}:
+    raise ValueError(
+      f"{where} has learnt without labels and predicts nothing: start a run with labels from its"
+      f" encoder, for example with --config=configs/vit_mtl.py --config.initialise.source={where}"
+    )
+
+
 def _load_run(
   where: Path, checkpoint: str, weights: str, settings: Mapping[str, Any] | None
 ) -> Predictor:
   config = workdir.read_config(where)
+  check_outputs(config, where)
+  state, procedure, step = restored(config, where, checkpoint, weights)
+  return Predictor(config, procedure, *state, step=step, settings=settings)
+
+
+def restored(
+  config: Mapping[str, Any], where: Path, checkpoint: str, weights: str
+) -> tuple[tuple[Any, Any], Any, int]:
+  """Opens a checkpoint of a run on one device.
+
+  Args:
+    config: of the run.
+    where: its folder.
+    checkpoint: see `load`.
+    weights: likewise.
+
+  Returns:
+    Parameters and model state, the run's procedure, and the checkpoint's step.
+
+  Raises:
+    ValueError: see `load`.
+  """
   procedure = open_procedure(config, where / workdir.CONFIG)
   if weights not in ("ema", "raw"):
     raise ValueError(f"weights={weights!r}: use ema or raw")
@@ -624,7 +655,7 @@ def _load_run(
   state, _ = saved.restore(step, experiment.abstract_state(procedure, _one_device()))
   saved.close()
   params = state.averaged if weights == "ema" else state.params
-  return Predictor(config, procedure, params, state.model_state, step=step, settings=settings)
+  return (params, state.model_state), procedure, step
 
 
 def _one_device() -> jax.sharding.Mesh:

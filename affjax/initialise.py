@@ -39,7 +39,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from affjax import checkpoints, paths, workdir
-from affjax.models import vit, weights
+from affjax.models import convolutions, vit, weights
 from affjax.state import TrainState
 
 WEIGHTS = ("ema", "raw")
@@ -48,7 +48,7 @@ ENCODER = "model/encoder/"
 POSITIONS = f"{ENCODER}positions"
 FILES = (".npz", ".safetensors")
 # Fields of an encoder that its arrays do not show: others would not have the arrays' shapes.
-UNSEEN = ("gelu", "norm_epsilon", "num_heads", "centre", "norm")
+UNSEEN = ("gelu", "norm_epsilon", "num_heads", "centre", "norm", "count_padding", "stride_in")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +108,7 @@ def read(
   differ = _differences(facts, model)
   found = _renamed(arrays, section.get("rename") or ())
   own = paths.named(state.params) | paths.named(state.model_state)
-  found = _normed_as(_stacked_as(found, own), own)
+  found = _normed_as(_stacked_as(found, own), own, model)
   chosen = _chosen(own, section)
   if not (common := [name for name in chosen if name in found]):
     raise ValueError(
@@ -209,9 +209,14 @@ def _differences(facts: Mapping[str, Any], model: Mapping[str, Any] | None) -> s
 
 def _defaults(name: str) -> dict[str, Any]:
   """Argument -> default of an encoder that a config could name."""
+  parameters = inspect.signature(_encoder(name).__init__).parameters
+  return {n: p.default for n, p in parameters.items()}
+
+
+def _encoder(name: str) -> Any:
+  """The class of an encoder that a config could name."""
   module, _, attribute = name.rpartition(".")
-  encoder = getattr(importlib.import_module(f"affjax.models.{module}"), attribute)
-  return {n: p.default for n, p in inspect.signature(encoder.__init__).parameters.items()}
+  return getattr(importlib.import_module(f"affjax.models.{module}"), attribute)
 
 
 def _same(value: Any, need: Any) -> bool:
@@ -285,10 +290,15 @@ def _stacked_as(
   return found
 
 
-def _normed_as(found: Mapping[str, np.ndarray], own: Mapping[str, Any]) -> Mapping[str, np.ndarray]:
+def _normed_as(
+  found: Mapping[str, np.ndarray], own: Mapping[str, Any], model: Mapping[str, Any] | None
+) -> Mapping[str, np.ndarray]:
   """The source's batch norms folded, unless this run's encoder has some."""
-  keeps = any(name.startswith(ENCODER) and name.endswith("/norm/mean") for name in own)
-  return found if keeps else weights.fold(found)
+  if any(name.startswith(ENCODER) and name.endswith("/norm/mean") for name in own):
+    return found
+  encoder = _encoder(model["encoder"]["name"]) if model else None
+  epsilon = getattr(encoder, "epsilon", convolutions.EPSILON)
+  return weights.fold(found, epsilon)
 
 
 def _resized(

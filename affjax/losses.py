@@ -225,6 +225,67 @@ def binary_focal_cross_entropy(
   return _mean(positive - negative, mask)
 
 
+def dice_loss(
+  logits: jax.Array,
+  target: jax.Array,
+  mask: jax.Array,
+  unit_weights: Sequence[float] | None = None,
+) -> jax.Array:
+  """Soft Dice loss of independent units, entry by entry.
+
+  Mean over the labelled entries of 1 - (2 y p + 1) / (y^2 + p^2 + 1), p the sigmoid of the logit:
+  as in the code of Tallec et al. (2022, gtallec/DL_ISIR_ABAW3), whose mean counts unlabelled
+  entries too.
+
+  Args:
+    logits: [batch, units].
+    target: [batch, units] in [0, 1].
+    mask: [batch, units] 1 = labelled.
+    unit_weights: [units] weights >= 0; the divisor stays the number of labelled entries. None = 1.
+
+  Returns:
+    Scalar in [0, 1/2] before the weights.
+
+  Raises:
+    ValueError: an option outside its range, or of another length.
+  """
+  logits, target, mask = _labelled_entries(logits, target, mask)
+  p = jax.nn.sigmoid(logits)
+  apart = (target - p) ** 2 / (target**2 + p**2 + 1.0)  # the same, without a difference of ones
+  return _mean(apart, mask, _entry_weights(mask, unit_weights))
+
+
+def binary_cross_entropy_and_dice(
+  logits: jax.Array,
+  target: jax.Array,
+  mask: jax.Array,
+  dice_weight: float = 0.5,
+  label_smoothing: float = 0.0,
+  unit_weights: Sequence[float] | None = None,
+) -> jax.Array:
+  """Binary cross-entropy and a share of `dice_loss`: Tallec et al. (2022, gtallec/DL_ISIR_ABAW3).
+
+  Args:
+    logits: [batch, units].
+    target: [batch, units] in [0, 1].
+    mask: [batch, units] 1 = labelled.
+    dice_weight: >= 0, of the Dice loss beside the cross-entropy.
+    label_smoothing: in [0, 1]; a target y becomes (1 - this) y + this / 2, in both losses.
+    unit_weights: [units] weights >= 0 of both losses; the authors' are inverse to how often a unit
+      is on, with mean 1. The divisor stays the number of labelled entries. None = 1.
+
+  Raises:
+    ValueError: an option outside its range, or of another length.
+  """
+  _check_range("dice_weight", dice_weight, 0.0)
+  _check_range("label_smoothing", label_smoothing, 0.0, 1.0)
+  logits, target, mask = _labelled_entries(logits, target, mask)
+  target = (1.0 - label_smoothing) * target + label_smoothing / 2
+  entries = -target * jax.nn.log_sigmoid(logits) - (1.0 - target) * jax.nn.log_sigmoid(-logits)
+  cross_entropy = _mean(entries, mask, _entry_weights(mask, unit_weights))
+  return cross_entropy + dice_weight * dice_loss(logits, target, mask, unit_weights)
+
+
 def heteroscedastic_binary_cross_entropy(
   logits: jax.Array,
   target: jax.Array,
@@ -298,6 +359,28 @@ def gaussian_nll(
   prediction, target, mask = _labelled_entries(prediction, target, mask)
   s = _within_limits(s)
   return _mean(0.5 * jnp.exp(-s) * (prediction - target) ** 2 + 0.5 * s, mask)
+
+
+def jensen_shannon(logits: Sequence[jax.Array], mask: jax.Array) -> jax.Array:
+  """How far apart the distributions are that several networks give for a row, in nats.
+
+  The divergence of Jensen and Shannon (Lin, 1991): the mean over the networks of the
+  Kullback-Leibler divergence of each from the mean of all. Masked CoTEX (Li et al., 2022,
+  arXiv:2207.11679) has two that are to agree.
+
+  Args:
+    logits: [batch, classes] of each network.
+    mask: [batch] 1 = counts.
+
+  Returns:
+    Scalar from 0, all alike, to the logarithm of the number of networks, over the rows that count.
+  """
+  mask = jnp.asarray(mask) > 0
+  clean = [jnp.where(mask[:, None], jnp.asarray(x, jnp.float32), 0.0) for x in logits]
+  log_p = jax.nn.log_softmax(jnp.stack(clean))
+  log_mean = jax.nn.logsumexp(log_p, axis=0) - np.log(len(logits))
+  rows = (jnp.exp(log_p) * (log_p - log_mean[None])).sum(-1).mean(0)
+  return _mean(rows, mask.astype(jnp.float32))
 
 
 def per_dimension(loss: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -491,6 +574,13 @@ def _row_weights(
     return mask
   weights = _weights("class_weights", class_weights, target.shape[-1])
   return mask * (target * weights[None, :]).sum(-1)
+
+
+def _entry_weights(mask: jax.Array, unit_weights: Sequence[float] | None) -> jax.Array:
+  """[batch, units] what each entry counts for, see `dice_loss`."""
+  if unit_weights is None:
+    return mask
+  return mask * _weights("unit_weights", unit_weights, mask.shape[-1])[None, :]
 
 
 def _log_not(log_p: jax.Array) -> jax.Array:

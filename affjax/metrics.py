@@ -291,6 +291,51 @@ class CrossEntropy(metrics.Metric):
     return -(share * log(share + (share == 0))).sum()
 
 
+@flax.struct.dataclass
+class SquaredError(metrics.Metric):
+  """Mean squared error of rows, and what it explains of that of a yardstick.
+
+  State: the sums of both over the rows, and their number, all scalars.
+  """
+
+  total: Array
+  yardstick: Array
+  count: Array
+
+  @classmethod
+  def empty(cls) -> "SquaredError":
+    """No rows."""
+    return cls(np.zeros((), np.float32), np.zeros((), np.float32), np.zeros((), np.int32))
+
+  @classmethod
+  def from_model_output(
+    cls, error: Array, yardstick: Array, mask: Array | None = None, **_
+  ) -> "SquaredError":
+    """Sums of one batch.
+
+    Args:
+      error: [batch] mean squared error of each row.
+      yardstick: [batch] that of an answer that knows nothing.
+      mask: [batch] 1 = counts; None = all.
+    """
+    keep = _keep(mask, jnp.shape(error))
+    total = lambda x: jnp.where(keep, _wide(x), 0.0).sum()
+    return cls(total(error), total(yardstick), keep.sum(dtype=jnp.int32))
+
+  def merge(self, other: "SquaredError") -> "SquaredError":
+    """The sums of both."""
+    return jax.tree.map(lambda a, b: a + b, self, other)
+
+  def compute(self) -> dict[str, Array]:
+    """ "mse", the mean over the rows, and "r2", 1 less its share of the yardstick's: at most 1."""
+    explained = self.yardstick - self.total
+    return {"mse": _ratio(self.total, self.count), "r2": _ratio(explained, self.yardstick)}
+
+  def floor(self) -> dict[str, Array]:
+    """The same of the yardstick."""
+    return {"mse": _ratio(self.yardstick, self.count), "r2": 0 * self.yardstick}
+
+
 def ccc(prediction: Array, target: Array, mask: Array | None = None) -> jax.Array:
   """CCC of whole arrays; `CCC` as one function that can be jitted.
 

@@ -538,6 +538,29 @@ def _convolution(graph: _Graph, equation: Any, inputs: list[Value]) -> list[Valu
   return [graph.transpose(found, np.argsort(of_out))]
 
 
+def _pool(graph: _Graph, equation: Any, inputs: list[Value]) -> list[Value]:
+  """Maxima or sums over windows of rows and columns."""
+  (x,), given = _same_array(graph, equation, inputs), equation.params
+  size, steps, pads = (given[name] for name in ("window_dimensions", "window_strides", "padding"))
+  spread = set(given["base_dilation"]) | set(given["window_dilation"])
+  if len(size) != 4 or (size[0], size[3]) != (1, 1) or spread != {1}:
+    raise ValueError("JAX's windows of other than rows and columns have no counterpart here")
+  batch, rows, columns, channels = equation.outvars[0].aval.shape
+  options = dict(
+    shape=(batch, channels, rows, columns),
+    kernel_shape=size[1:3],
+    strides=steps[1:3],
+    pads=[side[end] for end in (0, 1) for side in pads[1:3]],
+  )
+  x = graph.transpose(x, (0, 3, 1, 2))
+  if equation.primitive.name == "reduce_window_max":
+    found = graph.emit("MaxPool", x, **options)
+  else:
+    means = graph.emit("AveragePool", x, **options, count_include_pad=1)
+    found = graph.emit("Mul", means, _one(means, size[1] * size[2]), shape=options["shape"])
+  return [graph.transpose(found, (0, 2, 3, 1))]
+
+
 def _scan(graph: _Graph, equation: Any, inputs: list[Value]) -> list[Value]:
   given, inputs = equation.params, _same_array(graph, equation, inputs)
   constants, carried = given["num_consts"], given["num_consts"] + given["num_carry"]
@@ -570,6 +593,8 @@ _OTHERS: dict[str, Callable[[_Graph, Any, list[Value]], list[Value]]] = {
   "expand_dims": _reshape,
   "gather": _gather,
   "pad": _pad,
+  "reduce_window_max": _pool,
+  "reduce_window_sum": _pool,
   "reshape": _reshape,
   "scan": _scan,
   "slice": _slice,

@@ -29,7 +29,7 @@ from affjax import paths
 
 Groups = Mapping[str, Mapping[str, Any]]
 
-SCHEDULES = ("cosine", "linear", "exponential", "constant")
+SCHEDULES = ("cosine", "linear", "exponential", "inverse_sqrt", "constant")
 # The group of what no pattern fits.
 OTHERS = "others"
 # Vectors (biases, norms' scales) and scalars (log variances) are never decayed, nor these matrices.
@@ -68,7 +68,8 @@ def learning_rate_schedule(
     learning_rate: peak.
     steps: updates of the whole run.
     warmup_steps: how many of them rise.
-    kind: "cosine", "linear" or "exponential" down to the fraction, or "constant".
+    kind: "cosine", "linear" or "exponential" down to the fraction; "inverse_sqrt", the peak times
+      sqrt(warmup_steps / step) (Vaswani et al., 2017, arXiv:1706.03762); or "constant".
     final_fraction: of the peak, what is left at the end; a rate that is multiplied by .99 every
       epoch has .99**epochs.
     where: the section of the config, for errors.
@@ -77,10 +78,12 @@ def learning_rate_schedule(
     ValueError: another kind, or numbers out of their range.
   """
   if kind not in SCHEDULES:
-    allowed = "'cosine', 'linear', 'exponential' or 'constant'"
+    allowed = "'cosine', 'linear', 'exponential', 'inverse_sqrt' or 'constant'"
     raise ValueError(f"{where}.schedule={kind!r}: use {allowed}")
   if not 0 <= warmup_steps <= steps:
     raise ValueError(f"{where}.warmup_steps={warmup_steps} is not within config.steps={steps}")
+  if kind == "inverse_sqrt" and not warmup_steps:
+    raise ValueError(f"{where}.warmup_steps=0: use 1 or more with schedule 'inverse_sqrt'")
   if not 0 <= final_fraction <= 1 or (kind == "exponential" and final_fraction == 0):
     above = "above 0 for schedule 'exponential', " if kind == "exponential" else ""
     raise ValueError(f"{where}.final_fraction={final_fraction}: use {above}from 0 to 1")
@@ -91,6 +94,9 @@ def learning_rate_schedule(
     after = optax.linear_schedule(learning_rate, learning_rate * final_fraction, rest)
   elif kind == "exponential":
     after = optax.exponential_decay(learning_rate, rest, final_fraction)
+  elif kind == "inverse_sqrt":
+    since = lambda step: warmup_steps + jnp.maximum(step, 0)  # asked during the warm-up, too
+    after = lambda step: learning_rate * jnp.sqrt(warmup_steps / since(step))
   else:
     after = optax.constant_schedule(learning_rate)
   warmup = optax.linear_schedule(0.0, learning_rate, max(warmup_steps, 1))
@@ -118,6 +124,7 @@ def adamw(
   clip_norm: float = 1.0,
   b1: float = 0.9,
   b2: float = 0.999,
+  epsilon: float = 1e-8,
   layer_decay: float = 1.0,
   groups: Groups | None = None,
 ) -> Optimizer:
@@ -129,10 +136,12 @@ def adamw(
     warmup_steps: linear from 0 to the peak.
     schedule: what follows, see `learning_rate_schedule`.
     final_fraction: likewise.
-    weight_decay: decoupled, times the learning rate; matrices only, see `decayed`.
+    weight_decay: decoupled, times the learning rate; matrices only, see `decayed`. It is
+      1 where a published decay is subtracted as it is and equal to the learning rate at each step.
     clip_norm: of the whole gradient, frozen parameters left out; 0: no clipping.
     b1: decay of the first moment.
     b2: decay of the second moment.
+    epsilon: added to the root of the second moment.
     layer_decay: factor on the learning rate for each layer below the decoder, see `layer_factors`.
     groups: name -> `pattern` and what is different for the parameters that it fits: `freeze`,
       `learning_rate`, `warmup_steps`, `schedule`, `final_fraction`, `weight_decay`.
@@ -142,7 +151,7 @@ def adamw(
       `layer_decay` does not fit the parameters.
   """
   others = Group(learning_rate, warmup_steps, schedule, final_fraction, weight_decay)
-  update = lambda rate, decay: optax.adamw(rate, b1, b2, weight_decay=decay, mask=decayed)
+  update = lambda rate, decay: optax.adamw(rate, b1, b2, epsilon, weight_decay=decay, mask=decayed)
   return _optimizer(update, others, groups, steps, clip_norm, layer_decay)
 
 
@@ -249,6 +258,12 @@ class Group:
       where=self.where,
     )
 
+  def last(self, steps: int) -> float:
+    """The learning rate that a run of so many steps ends with."""
+    if self.schedule == "inverse_sqrt":
+      return self.learning_rate * (self.warmup_steps / steps) ** 0.5
+    return self.learning_rate * self.final_fraction
+
   def fits(self, name: str) -> bool:
     """Whether a parameter may be in it."""
     return self.pattern is None or bool(
@@ -284,8 +299,8 @@ def assign(params: Any, groups: list[Group]) -> Any:
   Raises:
     ValueError: a group gets nothing, or all is frozen.
   """
-  names = list(paths.named(params))
-  owner = {name: next(group.name for group in groups if group.fits(name)) for name in names}
+  owner = _owners(params, groups)
+  names = list(owner)
   for group in groups[:-1]:
     if group.name in owner.values():
       continue
@@ -298,6 +313,12 @@ def assign(params: Any, groups: list[Group]) -> Any:
   if all(group.freeze for group in groups if group.name in owner.values()):
     raise ValueError("config.optimizer.groups freeze every parameter: nothing is left to learn")
   return jax.tree_util.tree_map_with_path(lambda path, _: owner[paths.name(path)], params)
+
+
+def _owners(params: Any, groups: list[Group]) -> dict[str, str]:
+  """Name of each parameter -> name of the first of the groups that fits it."""
+  first = lambda name: next(group.name for group in groups if group.fits(name))
+  return {name: first(name) for name in paths.named(params)}
 
 
 def layer_factors(params: Any, decay: float) -> Any:
@@ -367,7 +388,12 @@ def _optimizer(
   rates = {group.name: group.rate(steps) for group in groups}
   parts = [optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()]
   freezes = {group.name: group.freeze for group in groups}
-  frozen = lambda tree: jax.tree.map(freezes.get, assign(tree, groups))
+
+  def frozen(tree: Any) -> Any:
+    """Also of a part of the parameters, in which a group may have nothing."""
+    owner = _owners(tree, groups)
+    return jax.tree_util.tree_map_with_path(lambda path, _: freezes[owner[paths.name(path)]], tree)
+
   if len(groups) == 1:
     parts.append(update(rates[OTHERS], others.weight_decay))
   else:
@@ -426,7 +452,7 @@ def describe(params: Any, config: Mapping[str, Any]) -> list[str]:
       lines.append(line + "frozen")
       continue
     line += f"learning rate {group.learning_rate:g} ({group.schedule}"
-    line += f" to {group.learning_rate * group.final_fraction:g}" * (group.schedule != "constant")
+    line += f" to {group.last(config['steps']):g}" * (group.schedule != "constant")
     line += f" after {group.warmup_steps} steps of warm-up), weight decay {group.weight_decay:g}"
     lines.append(line + f" on {sum(size for size, decays in own if decays):,} of them")
   if given["layer_decay"] < 1:

@@ -39,6 +39,7 @@ REPORT = "report.html"
 WEIGHTS = "weights.png"
 RENDERED = "synthetic_faces"  # the data set of which faces may be shown
 FACES = 64  # over which attention is averaged
+PAINTED = 8  # faces that are shown with what a model paints of them
 LEAST = 50  # rows of a group that gets a score
 POINTS = 500  # of a curve
 # What drawing may end with, for which no run is to be lost.
@@ -49,11 +50,13 @@ FAULTS = (
 _TASKS = {"va": "valence and arousal", "expression": "expression", "au": "action units"}
 
 
-def sheet(images: np.ndarray, captions: Sequence[Sequence[str]], columns: int = 8) -> np.ndarray:
+def sheet(
+  images: Sequence[np.ndarray], captions: Sequence[Sequence[str]], columns: int = 8
+) -> np.ndarray:
   """Images with their captions below, on one page.
 
   Args:
-    images: [count, height, width, 3] uint8 RGB.
+    images: [height, width, 3] uint8 RGB each.
     captions: lines for each image.
     columns: images in a row.
 
@@ -104,8 +107,12 @@ def save_batch(
   count = min(limit, len(images))
   row = lambda tree, i: {task: np.asarray(tree[task])[i] for task in names}
   captions = [page.caption(row(labels, i), row(mask, i), names) for i in range(count)]
-  pixels = np.clip((np.asarray(images[:count]) + 1) * 127.5, 0, 255).astype(np.uint8)
-  cv2.imwrite(str(path), sheet(pixels, captions, columns)[..., ::-1])
+  cv2.imwrite(str(path), sheet(_pixels(images[:count]), captions, columns)[..., ::-1])
+
+
+def _pixels(images: Any) -> np.ndarray:
+  """Floats in [-1, 1] -> uint8."""
+  return np.clip((np.asarray(images) + 1) * 127.5, 0, 255).astype(np.uint8)
 
 
 def save_weights(path: Path, log: Path) -> None:
@@ -208,9 +215,12 @@ def write(
     "Scores": _scores(splits),
     "Run": _run(where, config, data, result, log),
     "Learning": _learning(log),
-    **{split.name: _split(split, data, list(result["scores"])) for split in splits},
-    "Attention": _attention(where, config, data, result),
   }
+  if data.labels:
+    sections |= {s.name: _split(s, data, list(result["scores"])) for s in splits}
+    sections["Attention"] = _attention(where, config, data, result)
+  else:
+    sections["Reconstruction"] = _reconstruction(where, config, data, result)
   lead = page.paragraph(
     f"{data.build.name}, checkpoint of step {result['step']:,},"
     f" {'averaged' if result['weights'] == 'ema' else 'raw'} weights"
@@ -581,6 +591,32 @@ def _attention(
   alt = f"Attention of the task tokens over a mean face; the most of a patch: {told}"
   drawn = page.picture(figures.png(figures.attention(face, maps, title)), alt)
   return page.paragraph(words, dim=True) + page.grid([drawn])
+
+
+# Reconstruction.
+
+
+def _reconstruction(
+  where: Path, config: Mapping[str, Any], data: experiment.Data, result: Mapping[str, Any]
+) -> str:
+  """Faces of the split to choose by, what was shown of them, and what was painted."""
+  if data.build.name != RENDERED:
+    return page.paragraph(f"Images are shown of {RENDERED} alone, never of real people.", dim=True)
+  if jax.process_count() > 1:
+    again = f"python -m affjax.report --workdir={where}"
+    return page.paragraph(f"It is not drawn by several processes: {again} draws it.", dim=True)
+  opened = data.records(data.select)
+  rows = np.unique(np.linspace(0, len(opened) - 1, PAINTED).astype(int))
+  images = opened.images(rows)["image"]
+  state, procedure, _ = inference.restored(config, where, str(result["step"]), result["weights"])
+  seen, painted = jax.jit(procedure.painted)(*state, images, rows)
+  shown = [*images, *_pixels(seen), *_pixels(painted)]
+  named = [[name] for name in ("image", "seen", "painted") for _ in rows]
+  encoded = cv2.imencode(".png", sheet(shown, named, len(rows))[..., ::-1])[1].tobytes()
+  words = "Where patches are normalised the model paints what is within them: the mean and the"
+  words += " contrast of each are the image's."
+  alt = f"{len(rows)} rendered faces, the patches of them that were seen, and the faces painted"
+  return page.paragraph(words, dim=True) + page.picture(encoded, alt)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

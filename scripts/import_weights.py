@@ -8,8 +8,9 @@
 
 Then `--config.init=NAME`. Files may be of torch (.pth, .pt, .bin, .tar: read by
 scripts/convert_pickle.py, which runs nothing of what is in them), .safetensors or .npz; names those
-of timm, MAE, DINO, DINOv2 and `transformers`, of google-research's ViTs in Flax, or of
-EfficientNet in PyTorch. Torch and TensorFlow are not needed.
+of timm, MAE, DINO, DINOv2 and `transformers`, of google-research's ViTs in Flax, of EfficientNet in
+PyTorch, of torchvision's VGG16, ResNets, InceptionV3 and DenseNets, or of the networks of faces of
+insightface and face.evoLVe. Torch and TensorFlow are not needed.
 
 What is written is NAME.safetensors in `~/.cache/affjax/weights`: its metadata say where the weights
 are from (with the SHA-256 of the source), under which licence they are, what they were trained on,
@@ -333,6 +334,9 @@ def check(public: weights.Public) -> None:
   if "positions" in public.arrays:
     patches = public.arrays["positions"].shape[1] - section["class_token"]
     size = round(patches**0.5) * int(section["variant"].partition("/")[2])
+  elif "embedding/dense/kernel" in public.arrays:  # of a network of faces, sixteen times the map
+    channels = public.arrays["embedding/norm/bias"].size
+    size = 16 * round((public.arrays["embedding/dense/kernel"].shape[0] / channels) ** 0.5)
   make = lambda: build.build(
     section, "affjax.models", image_size=size, dtype="float32", rngs=nnx.Rngs(0)
   )

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from affjax import augment, sharding
 
@@ -222,6 +223,67 @@ def test_erasing_leaves_a_rectangle_of_mid_grey_of_bounded_area():
 def test_about_the_stated_share_is_erased():
   out = views(plain(256, 8), **OFF | dict(erase_rate=0.3))
   assert 0.22 < (out == 0).any((1, 2, 3)).mean() < 0.38
+
+
+# Views that are off unless they are asked for; whether they are is part of the program.
+
+
+def asked(images, key=KEY, **options):
+  """As `views`, with everything else off."""
+  whole = OFF | options
+  return np.asarray(jax.jit(lambda x: augment.augment(x, key, x.shape[1], **whole))(images))
+
+
+def spot(rows=128):
+  """A bright dot right of the middle of mid grey."""
+  images = plain(rows, level=128)
+  images[:, 14:18, 23:27] = 255
+  return images
+
+
+def test_turns_go_both_ways_about_the_centre_up_to_the_stated_share():
+  y, x = places(asked(spot(), rotation=0.1)).T
+  radius, share = np.hypot(x, y), np.arctan2(y, x) / (2 * np.pi)
+  before = places(asked(spot()))[0]
+  np.testing.assert_allclose(radius, np.hypot(*before), atol=0.01)
+  assert np.abs(share).max() < 0.1 + 1e-3
+  assert share.min() < -0.08
+  assert share.max() > 0.08
+  assert abs(share.mean()) < 0.02
+
+
+def test_a_turn_is_that_of_scipy():
+  image = faces(1)[0]
+  turned = np.asarray(augment._turn(augment.normalise(jnp.asarray(image)), KEY, 0.2))
+  share = float(jax.random.uniform(KEY, (), minval=-0.2, maxval=0.2))
+  expected = ndimage.rotate(
+    image / 127.5 - 1, -360 * share, reshape=False, order=1, mode="constant", cval=0.0
+  )
+  # Beyond the edge pixels fade there and end here.
+  inner = np.hypot(*(np.indices((32, 32)) - 15.5)) < 14
+  np.testing.assert_allclose(turned[inner], expected[inner], atol=1e-4)
+
+
+def test_what_a_turn_brings_in_is_mid_grey():
+  out = asked(plain(), rotation=0.125)
+  assert np.abs(out[:, 16, 16] - 1).max() < 1e-5
+  assert (np.abs(out[:, 0, 0]) < 1e-5).mean() > 0.8
+  assert out.min() > -1e-5
+
+
+def test_dropped_channels_are_black_each_on_its_own_and_the_rest_is_as_it_was():
+  images = np.maximum(faces(256, size=8), 1)  # nothing else is black
+  before = asked(images, flip_rate=0.5)
+  out = asked(images, flip_rate=0.5, channel_drop_rate=0.3)
+  dropped = (out == -1).all((1, 2))
+  np.testing.assert_array_equal(out, np.where(dropped[:, None, None], -1, before))
+  np.testing.assert_allclose(dropped.mean(0), 0.3, atol=0.1)
+  assert 0.01 < dropped.all(1).mean() < 0.06  # 0.027: all three
+
+
+def test_rates_of_zero_leave_every_bit_of_a_view():
+  off = asked(faces(), **ALL, rotation=0.0, channel_drop_rate=0.0)
+  np.testing.assert_array_equal(off, asked(faces(), **ALL))
 
 
 # Mixup.

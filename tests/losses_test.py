@@ -29,6 +29,10 @@ ENTRY_LOSSES = {
     losses.binary_cross_entropy, positive_weight=WEIGHTS
   ),
   "binary_focal_cross_entropy": losses.binary_focal_cross_entropy,
+  "dice_loss": functools.partial(losses.dice_loss, unit_weights=WEIGHTS),
+  "binary_cross_entropy_and_dice": functools.partial(
+    losses.binary_cross_entropy_and_dice, label_smoothing=0.1
+  ),
   "mean_squared_error": losses.mean_squared_error,
   "gaussian_nll": lambda prediction, *args: losses.gaussian_nll(prediction, *args, prediction),
   "noisy_binary_cross_entropy": lambda logits, *args: losses.heteroscedastic_binary_cross_entropy(
@@ -211,10 +215,13 @@ def test_focal_losses_survive_extreme_logits(gamma):
     (losses.binary_focal_cross_entropy, {"gamma": np.nan}, "gamma=nan"),
     (losses.binary_cross_entropy, {"positive_weight": [1.0]}, "positive_weight=.*use 3"),
     (losses.binary_cross_entropy, {"positive_weight": [1, 1, -2]}, "positive_weight=.* >= 0"),
+    (losses.dice_loss, {"unit_weights": [1.0]}, "unit_weights=.*use 3"),
+    (losses.binary_cross_entropy_and_dice, {"dice_weight": -1.0}, "dice_weight=-1.0: .* >= 0"),
+    (losses.binary_cross_entropy_and_dice, {"label_smoothing": 2.0}, "label_smoothing=2.0"),
   ],
 )
 def test_an_option_that_makes_no_sense_is_named_when_the_loss_is_traced(loss, options, said):
-  binary = loss in (losses.binary_cross_entropy, losses.binary_focal_cross_entropy)
+  binary = loss not in (losses.cross_entropy, losses.focal_cross_entropy)
   shapes = jax.tree.map(jax.typeof, batch("binary_cross_entropy" if binary else "cross_entropy"))
   with pytest.raises(ValueError, match=said) as error:
     jax.eval_shape(functools.partial(loss, **options), *shapes)
@@ -243,6 +250,43 @@ def test_binary_cross_entropy_survives_extreme_logits():
   loss, gradient = jax.value_and_grad(losses.binary_cross_entropy)(logits, ones, ones)
   assert loss == 5e3
   assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("weight", [None, WEIGHTS])
+def test_dice_loss_is_the_formula_of_its_authors_over_the_labelled_entries(weight):
+  logits, target, mask = batch("dice_loss")
+  p = special.expit(logits)
+  entries = 1 - (2 * target * p + 1) / (target**2 + p**2 + 1)
+  expected = (entries * (1 if weight is None else weight))[mask > 0].mean()
+  np.testing.assert_allclose(losses.dice_loss(logits, target, mask, weight), expected, rtol=1e-5)
+
+
+def test_dice_loss_is_nothing_where_all_is_right_and_a_half_where_all_is_wrong():
+  target, ones = jnp.array([[0.0, 1.0]]), jnp.ones((1, 2))
+  of = jax.value_and_grad(losses.dice_loss)
+  for logit, expected in ((1e4, 0.0), (-1e4, 0.5)):
+    loss, slope = of((2 * target - 1) * logit, target, ones)
+    np.testing.assert_allclose(loss, expected, atol=1e-6)
+    assert np.isfinite(slope).all()
+
+
+@pytest.mark.parametrize("weight", [None, WEIGHTS])
+def test_cross_entropy_and_dice_are_of_the_same_smoothed_labels(weight):
+  logits, target, mask = batch("binary_cross_entropy_and_dice")
+  p, y, w = special.expit(logits), 0.9 * target + 0.05, 1 if weight is None else weight
+  entries = -(y * np.log(p) + (1 - y) * np.log(1 - p))
+  entries = w * (entries + 0.5 * (1 - (2 * y * p + 1) / (y**2 + p**2 + 1)))
+  found = losses.binary_cross_entropy_and_dice(
+    logits, target, mask, label_smoothing=0.1, unit_weights=weight
+  )
+  np.testing.assert_allclose(found, entries[mask > 0].mean(), rtol=1e-5)
+
+
+def test_without_dice_and_smoothing_it_is_binary_cross_entropy():
+  args = batch("binary_cross_entropy")
+  found = jax.value_and_grad(losses.binary_cross_entropy_and_dice)(*args, 0.0)
+  plain = jax.value_and_grad(losses.binary_cross_entropy)(*args)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), found, plain)
 
 
 def test_mean_squared_error_is_the_textbook_formula():
@@ -571,3 +615,29 @@ def test_unknown_kinds_and_tasks_are_errors_that_name_what_is_allowed():
     losses.uncertainty_weighted({"va": 1.0}, {"va": True}, {"au": 0.0})
   with pytest.raises(ValueError, match=r"labelled has no 'va'"):
     losses.uncertainty_weighted({"va": 1.0}, {}, {"va": 0.0}, "equal")
+
+
+def test_jensen_shannon_is_entropy_of_the_mean_less_mean_entropy():
+  logits = np.random.default_rng(0).normal(scale=2, size=(3, 5, 4)).astype(np.float32)
+  mask = np.array([1, 0, 1, 1, 0])
+  p = special.softmax(logits.astype(np.float64), -1)
+  rows = stats.entropy(p.mean(0), axis=-1) - stats.entropy(p, axis=-1).mean(0)
+  found = losses.jensen_shannon(logits, mask)
+  np.testing.assert_allclose(found, rows[mask > 0].mean(), rtol=1e-5)
+  wild = np.where(mask[:, None] > 0, logits, np.nan)
+  value, slope = jax.value_and_grad(losses.jensen_shannon)(wild, mask)
+  assert value == found
+  assert ((np.abs(slope) > 0).any((0, 2)) == (mask > 0)).all()
+  assert losses.jensen_shannon(logits, np.zeros(5)) == 0
+
+
+def test_jensen_shannon_is_from_0_where_all_agree_to_the_logarithm_of_how_many_differ():
+  logits = np.random.default_rng(0).normal(scale=3, size=(4, 4)).astype(np.float32)
+  mask = np.ones(4)
+  np.testing.assert_allclose(losses.jensen_shannon([logits, logits + 1], mask), 0, atol=1e-6)
+  others = 40 * np.eye(4, dtype=np.float32)
+  for count in (2, 3):
+    apart = [np.roll(others, shift, 0) for shift in range(count)]
+    np.testing.assert_allclose(losses.jensen_shannon(apart, mask), np.log(count), rtol=1e-5)
+  some = [losses.jensen_shannon([logits, logits[::-1] * scale], mask) for scale in (0.1, 1, 10)]
+  assert all(0 < value < np.log(2) for value in some)

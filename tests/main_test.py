@@ -41,7 +41,10 @@ def run(*arguments):
     ([f"{VIT}", "extra"], "unexpected argument 'extra'"),
     ([], "--config is missing"),
     ([f"{VIT}", "--config.model.encoder.name=vit.VIT"], "it has ['ConvLayer'"),
-    ([f"{VIT}", "--config.optimizer.schedule=cosin"], "use 'cosine', 'linear', 'exponential' or"),
+    (
+      [f"{VIT}", "--config.optimizer.schedule=cosin"],
+      "use 'cosine', 'linear', 'exponential', 'inverse_sqrt' or",
+    ),
     ([f"{VIT}", "--config.mesh.data=3"], "set config.mesh.data=-1"),
     ([f"{VIT}", "--config.image_size=100"], "image_size 100 is not a multiple of the patch size"),
   ],

@@ -35,20 +35,48 @@ def test_it_has_the_papers_sizes():
   assert half.width == 512
 
 
-@pytest.mark.parametrize("norm", ["group", "none"])
+def test_with_batch_norms_it_has_as_many_parameters_as_are_published():
+  # In Keras, without a classifier; its batch norms' means and variances are 21,888 more.
+  model = shapes(image_size=224, norm="batch")
+  assert count(model) == 3_206_976
+  statistics = sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.BatchStat)))
+  assert count(model) + statistics == 3_228_864
+
+
+def test_batch_norms_take_the_batch_while_training_and_keep_a_part_of_its_statistics():
+  options = dict(image_size=16, multiplier=0.25, depth=1, norm="batch")
+  graph, state = nnx.split(mobilenet.MobileNet(**options, rngs=nnx.Rngs(0)))
+
+  @jax.jit
+  def run(state, x):
+    model = nnx.merge(graph, state)
+    before, trained = model(x), model(x, train=True)
+    return before, trained, nnx.state(model, nnx.BatchStat), model(x)
+
+  before, trained, moved, after = run(state, images(16))
+  assert np.abs(before - trained).max() > 0.1
+  assert 0 < np.abs(before - after).max() < 0.1
+  means = [x for path, x in nnx.to_flat_state(moved) if path[-1] == "mean"]
+  assert len(means) == 3
+  assert all(np.abs(x[...]).max() > 0 for x in means)
+
+
+@pytest.mark.parametrize("norm", ["batch", "group", "none"])
 def test_maps_become_a_grid_of_tokens(norm):
   model = mobilenet.MobileNet(
     image_size=32, multiplier=0.25, depth=5, grid=2, norm=norm, dtype="bfloat16", rngs=nnx.Rngs(0)
   )
-  tokens, maps = jax.jit(lambda x: model(x, train=True, attention=True))(images())
+  graph, state = nnx.split(model)
+  run = lambda state, x: nnx.merge(graph, state)(x, train=True, attention=True)
+  tokens, maps = jax.jit(run)(state, images())
   assert tokens.shape == (2, model.num_tokens, model.width) == (2, 4, 64)
   assert tokens.dtype == jnp.bfloat16
   assert maps == {}
 
 
 def test_wrong_options_are_refused_by_name():
-  with pytest.raises(ValueError, match="norm 'batch'.*'group', 'none'"):
-    shapes(image_size=32, norm="batch")
+  with pytest.raises(ValueError, match="norm 'layer'.*'batch', 'group', 'none'"):
+    shapes(image_size=32, norm="layer")
   with pytest.raises(ValueError, match="depth 14.*1 to 13"):
     shapes(image_size=32, depth=14)
   with pytest.raises(

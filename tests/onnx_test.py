@@ -272,6 +272,13 @@ def test_efficientnet_is_converted_with_a_node_for_each_convolution(variant):
   assert operations(made).count("Conv") == 1 + 16
 
 
+@pytest.mark.parametrize("name", ["resnet.ResNet", "vgg.VGG"])
+def test_a_network_with_pools_is_converted_with_a_node_for_each(name):
+  encoder = dict(name=name, multiplier=0.125)
+  made = check_model(debug_config("debug,plain=true", **SMALL | {"model__encoder": encoder}))
+  assert operations(made).count("MaxPool") == (5 if "vgg" in name else 1)
+
+
 def clips_config(kind):
   config = temporal.get_config(f"debug,temporal={kind}")
   config.losses.expression.logit_adjustment = config.losses.au.positive_weight = None
@@ -416,6 +423,33 @@ def test_shifted_products_are_one_convolution_of_each_channel(side, stride, rows
     assert "Add" not in operations(made)
 
 
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(
+  side=st.integers(1, 4),
+  stride=st.integers(1, 3),
+  before=st.integers(0, 2),
+  after=st.integers(0, 2),
+  size=st.integers(4, 9),
+)
+def test_maxima_and_sums_of_windows_are_those_of_jax(side, stride, before, after, size):
+  pads = [
+    (0, 0),
+    (min(before, side - 1),) * 2,
+    (min(before, side - 1), min(after, side - 1)),
+    (0, 0),
+  ]
+  windows = ((1, side, side, 1), (1, stride, stride, 1), pads)
+
+  def function(x):
+    highest = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, *windows)
+    return jnp.concatenate([highest, jax.lax.reduce_window(x, 0.0, jax.lax.add, *windows)], axis=-1)
+
+  x = np.random.default_rng(size).normal(size=(3, size, size + 1, 2)).astype(FLOATS)
+  made = converted(function, ((size, size + 1, 2), FLOATS))
+  np.testing.assert_allclose(runtime(made)(x0=x)["y"], function(x), rtol=1e-5, atol=1e-5)
+  assert {"MaxPool", "AveragePool"} <= set(operations(made))
+
+
 NO_CONVOLUTIONS = {
   "a window is missing": lambda x: x[:, :4, :4] + x[:, :4, 1:5] + x[:, 1:5, :4],
   "a window is there twice": lambda x: x[:, :4, :4] + x[:, :4, :4] + x[:, :4, 1:5],
@@ -451,6 +485,7 @@ def test_a_sum_that_is_a_convolution_may_be_added_to_further():
   ("function", "says"),
   [
     (lambda x: jnp.sort(x), "sort"),
+    (lambda x: jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 2, 2), (1,) * 3, "VALID"), "windows"),
     (lambda x: jnp.flip(x, 1), "rev"),
     (lambda x: jnp.take(np.ones(9, FLOATS), x.astype(WHOLE)[:, 0, 0]), "gather by what depends"),
     (lambda x: x[:, 1:5:2, 3], "gather of other than regular parts"),

@@ -138,6 +138,41 @@ def test_a_rate_cannot_fall_exponentially_to_nothing():
     rates(warmup_steps=0, final_fraction=2)
 
 
+def test_an_inverse_root_is_that_of_the_first_transformer():
+  peak, warmup, steps = 0.5, 25, 400
+  factor = peak * warmup**0.5  # there model width^-1/2
+  t = np.arange(1, steps + 1)
+  expected = factor * np.minimum(t**-0.5, t * warmup**-1.5)
+  got = rates(steps, warmup_steps=warmup, kind="inverse_sqrt")
+  np.testing.assert_allclose(got[1:], expected, rtol=1e-5)
+  assert got[0] == 0
+  assert got.max() == got[warmup] == pytest.approx(peak)
+  assert got[100] == pytest.approx(peak / 2)  # four times the warm-up
+
+
+def test_an_inverse_root_needs_a_warm_up():
+  with pytest.raises(ValueError, match="optimizer.warmup_steps=0: use 1 or more .*inverse_sqrt"):
+    rates(warmup_steps=0, kind="inverse_sqrt")
+
+
+def test_epsilon_is_added_to_the_root_of_the_second_moment():
+  options = dict(steps=10, learning_rate=0.1, schedule="constant", clip_norm=0.0, weight_decay=0.0)
+  found = run(optim.adamw(**options, epsilon=0.5)[0], [0.3])
+  np.testing.assert_allclose(found, 2.0 - 0.1 * 0.3 / (0.3 + 0.5), rtol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["exponential", "inverse_sqrt"])
+def test_a_decay_of_one_is_as_large_as_the_learning_rate_at_every_step(schedule):
+  transform, rate, _ = optim.adamw(
+    steps=20, learning_rate=0.1, schedule=schedule, warmup_steps=4, final_fraction=0.5,
+    weight_decay=1.0, clip_norm=0.0,
+  )  # fmt: skip
+  params, state = PARAMS, transform.init(PARAMS)
+  for step in range(20):
+    updates, state = transform.update(like(0.0), state, params)
+    np.testing.assert_allclose(updates["encoder"]["kernel"], -rate(step) * 2.0, rtol=1e-5)
+
+
 # Groups and layers, on what a model of four blocks has.
 
 DEPTH = 4
@@ -432,13 +467,16 @@ def test_the_groups_of_a_run_are_described():
     groups={
       "encoder": {"pattern": "encoder/(stem|pos)", "freeze": True},
       "heads": {"pattern": "heads", "learning_rate": 0.5, "schedule": "constant"},
+      "tokens": {"pattern": "tokens", "schedule": "inverse_sqrt", "warmup_steps": 5},
     },
   )
-  assert optim.describe(net(), {"optimizer": optimizer, "steps": 10}) == [
+  assert optim.describe(net(), {"optimizer": optimizer, "steps": 20}) == [
     "encoder: 10 numbers in 2 arrays, frozen",
     "heads: 6 numbers in 2 arrays, learning rate 0.5 (constant after 3 steps of warm-up), weight"
     " decay 0.05 on 4 of them",
-    "others: 33 numbers in 11 arrays, learning rate 0.1 (linear to 0 after 3 steps of warm-up),"
+    "tokens: 6 numbers in 1 arrays, learning rate 0.1 (inverse_sqrt to 0.05 after 5 steps of"
+    " warm-up), weight decay 0.05 on 0 of them",
+    "others: 27 numbers in 10 arrays, learning rate 0.1 (linear to 0 after 3 steps of warm-up),"
     " weight decay 0.05 on 16 of them",
     "learning rates times 0.5 a layer below the decoder, 0.0312 at the stem",
   ]

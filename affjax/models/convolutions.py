@@ -22,7 +22,10 @@ class Encoder(nnx.Module):
     image_size: height and width of the images in pixels.
     width: channels of the tokens that come out.
     num_tokens: how many there are.
+    epsilon: of its batch norms, which folding them needs.
   """
+
+  epsilon = EPSILON
 
   def __init__(
     self, *, image_size: int, grid: int, centre: Sequence[float], dtype: str | jnp.dtype
@@ -139,6 +142,40 @@ class Convolution(nnx.Module):
     x = normalise(self.norm, x, train=train)
     x = x + bias.reshape(1, 1, 1, -1)
     return x if self._activation is None else self._activation(x)
+
+
+class Gate(nnx.Module):
+  """Squeeze and excitation (Hu et al., 2017, arXiv:1709.01507): a factor for each channel."""
+
+  def __init__(
+    self,
+    channels: int,
+    inside: int,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+    *,
+    activation: Callable[[jax.Array], jax.Array] = jax.nn.swish,
+    use_bias: bool = True,
+  ) -> None:
+    """Builds the layer.
+
+    Args:
+      channels: of the map.
+      inside: how many numbers the means of the channels are reduced to.
+      dtype: dtype of the activations.
+      rngs: source of the parameters' keys.
+      activation: of those numbers.
+      use_bias: whether the two products have biases.
+    """
+    common = dict(use_bias=use_bias, dtype=dtype, rngs=rngs)
+    self.reduce = nnx.Linear(channels, inside, **common)
+    self.expand = nnx.Linear(inside, channels, **common)
+    self._activation = activation
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Scales [batch, height, width, channels]."""
+    inside = self._activation(self.reduce(x.mean((1, 2), keepdims=True)))
+    return x * jax.nn.sigmoid(self.expand(inside))
 
 
 def relu6(x: jax.Array) -> jax.Array:

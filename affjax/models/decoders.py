@@ -123,16 +123,9 @@ class TaskTokens(nnx.Module):
       ValueError: a layout, position or activation that does not exist, sizes that do not divide, or
         a shared head where each token has an output of another size.
     """
-    _one_of("layout", layout, _LAYOUTS)
     _one_of("position", position, _POSITIONS)
-    _check_sizes(width, depth, num_heads, readout)
-    shared_head = layout != "task" if shared_head is None else shared_head
-    if shared_head and layout == "task":
-      raise ValueError(
-        "shared_head=True with layout 'task': tasks differ in the size of their outputs; use"
-        " shared_head=False, or layout 'elementary' or 'mixed'"
-      )
-    self.spans = _spans(outputs, layout)
+    check_sizes(width, depth, num_heads, readout)
+    self.spans, shared_head = read_layout(outputs, layout, shared_head)
     self.token_names = tuple(itertools.chain.from_iterable(span.names for span in self.spans))
     count = len(self.token_names)
     inside = position == "encoder"
@@ -317,6 +310,24 @@ class Span:
     return x[:, self.first : self.first + len(self.names)]
 
 
+def read_layout(
+  outputs: Mapping[str, int], layout: str, shared_head: bool | None
+) -> tuple[tuple[Span, ...], bool]:
+  """The tokens of a layout and whether they share a head; arguments as of `TaskTokens`.
+
+  Raises:
+    ValueError: a layout that does not exist, or a shared head where it allows none.
+  """
+  _one_of("layout", layout, _LAYOUTS)
+  shared_head = layout != "task" if shared_head is None else shared_head
+  if shared_head and layout == "task":
+    raise ValueError(
+      "shared_head=True with layout 'task': tasks differ in the size of their outputs; use"
+      " shared_head=False, or layout 'elementary' or 'mixed'"
+    )
+  return _spans(outputs, layout), shared_head
+
+
 def _spans(outputs: Mapping[str, int], layout: str) -> tuple[Span, ...]:
   spans, first = [], 0
   for task, size in outputs.items():
@@ -423,7 +434,8 @@ class Heads(Projections):
     return outputs
 
 
-def _check_sizes(width: int, depth: int, num_heads: int, readout: int) -> None:
+def check_sizes(width: int, depth: int, num_heads: int, readout: int = 0) -> None:
+  """Raises ValueError unless each is in its range; see `TaskTokens`."""
   for name, size in (("width", width), ("num_heads", num_heads)):
     if size < 1:
       raise ValueError(f"{name} {size}: use 1 or more")

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from affjax.models.convolutions import NORMS, Convolution, Encoder, relu6
+from affjax.models.convolutions import NORMS, Convolution, Encoder, Gate, relu6
 
 # Of EfficientNet-B0, by stage: how often, kernel, stride of the first, times the channels inside,
 # channels (table 1 of the paper).
@@ -127,7 +127,7 @@ class Block(nnx.Module):
       kernel: rows and columns of the convolution.
       stride: of it.
       ratio: times as many channels inside.
-      gate: whether channels inside are gated, see `Gate`.
+      gate: whether channels inside are gated, see `convolutions.Gate`.
       drop_path_rate: probability of adding nothing to a sample.
       **layer: see `Convolution`.
     """
@@ -146,20 +146,6 @@ class Block(nnx.Module):
     y = y if self.gate is None else self.gate(y)
     y = self.project(y, train=train)
     return x + self.drop_path(y, deterministic=not train, rngs=rngs) if self._adds else y
-
-
-class Gate(nnx.Module):
-  """Squeeze and excitation (Hu et al., 2017, arXiv:1709.01507): a factor for each channel."""
-
-  def __init__(self, channels: int, inside: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
-    """Builds the layer, with so many channels inside."""
-    self.reduce = nnx.Linear(channels, inside, dtype=dtype, rngs=rngs)
-    self.expand = nnx.Linear(inside, channels, dtype=dtype, rngs=rngs)
-
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Scales [batch, height, width, channels]."""
-    mean = x.mean((1, 2), keepdims=True)
-    return x * jax.nn.sigmoid(self.expand(jax.nn.swish(self.reduce(mean))))
 
 
 def _sizes(variant: str) -> tuple[int, list[tuple[int, int, int, int, int]], int]:

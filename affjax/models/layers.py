@@ -161,11 +161,25 @@ class CrossAttention(nnx.Module):
   """Multi-head attention with queries from one stream, keys and values from another."""
 
   def __init__(
-    self, width: int, num_heads: int, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs
+    self,
+    width: int,
+    num_heads: int,
+    *,
+    temperature: float = 1.0,
+    dtype: jnp.dtype = jnp.float32,
+    rngs: nnx.Rngs,
   ) -> None:
-    """Builds the layer; `num_heads` must divide `width`, the width of both streams."""
+    """Builds the layer.
+
+    Args:
+      width: channels of both streams.
+      num_heads: attention heads; must divide `width`.
+      temperature: > 0, what the logits are divided by.
+      dtype: dtype of the activations.
+      rngs: source of the parameters' keys.
+    """
     _check_heads(width, num_heads)
-    self.num_heads = num_heads
+    self.num_heads, self.temperature = num_heads, temperature
     self.query = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
     self.key_value = nnx.Linear(width, 2 * width, dtype=dtype, rngs=rngs)
     self.out = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
@@ -190,7 +204,8 @@ class CrossAttention(nnx.Module):
       [batch, queries, width], and the maps as `Attention` gives them.
     """
     key, value = _split_dense(self.key_value, context, 2)
-    y, maps = _attend(self.query(x), key, value, self.num_heads, bias)
+    scale = dict(temperature=self.temperature)
+    y, maps = _attend(self.query(x), key, value, self.num_heads, bias, **scale)
     return self.out(y), maps if attention else None
 
 
@@ -289,12 +304,13 @@ def _attend(
   num_heads: int,
   bias: jax.Array | None = None,
   mask: jax.Array | None = None,
+  temperature: float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
   """[batch, queries, width] and the maps; plain products, which nothing on a CPU beats."""
   heads = lambda x: x.reshape(*x.shape[:2], num_heads, -1)
   query, key, value = heads(query), heads(key), heads(value)
   logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
-  logits = logits * query.shape[-1] ** -0.5
+  logits = logits * (query.shape[-1] ** -0.5 / temperature)
   if bias is not None:
     logits = logits + bias[None]
   if mask is not None:

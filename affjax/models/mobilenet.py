@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from affjax.models.convolutions import Convolution, Encoder, relu6
+from affjax.models.convolutions import NORMS, Convolution, Encoder, relu6
 
 # Channels at multiplier 1 and stride of each block (table 1 of the paper).
 _BLOCKS = (
@@ -14,16 +14,17 @@ _BLOCKS = (
   (512, 1), (512, 1), (1024, 2), (1024, 1),
 )  # fmt: skip
 _STEM = 32
-_NORMS = ("group", "none")
 
 
 class MobileNet(Encoder):
   """MobileNet-v1 (Howard et al., 2017, arXiv:1704.04861): its last map gives the tokens.
 
-  Differs from the paper in that it normalises over groups of channels of one image instead of over
-  the batch (or, for weights whose batch norms are folded into them, not at all), can stop at any
-  block, and averages the map into a grid of tokens, which a decoder pools. ReLU is cut off at 6: as
-  in the authors' code (RECALL).
+  Differs from the paper in that it can normalise over groups of channels of one image instead of
+  over the batch, or not at all (for weights whose batch norms are folded into them), can stop at
+  any block, and averages the map into a grid of tokens, which a decoder pools. ReLU is cut off at
+  6: as in the authors' code (RECALL).
+
+  With norm "batch" a frame that is not there still counts in a batch's statistics.
   """
 
   def __init__(
@@ -45,7 +46,8 @@ class MobileNet(Encoder):
       multiplier: of all channels, the paper's alpha; they stay multiples of 8.
       depth: blocks of a depthwise and a pointwise convolution, at most 13.
       grid: see there.
-      norm: "group" (`nnx.GroupNorm`, groups of 8 channels) or "none" (biases alone).
+      norm: "batch" (`nnx.BatchNorm`), "group" (`nnx.GroupNorm`, groups of 8 channels) or "none"
+        (biases alone).
       centre: see there.
       dtype: see there.
       rngs: source of the parameters' keys.
@@ -53,8 +55,8 @@ class MobileNet(Encoder):
     Raises:
       ValueError: a norm that does not exist, or too many blocks or tokens.
     """
-    if norm not in _NORMS:
-      raise ValueError(f"norm {norm!r} of a MobileNet: use one of {list(_NORMS)}")
+    if norm not in NORMS:
+      raise ValueError(f"norm {norm!r} of a MobileNet: use one of {list(NORMS)}")
     if not 1 <= depth <= len(_BLOCKS):
       raise ValueError(f"depth {depth} of a MobileNet: it has 1 to {len(_BLOCKS)} blocks")
     channels = lambda count: max(8, round(count * multiplier / 8) * 8)
@@ -70,11 +72,11 @@ class MobileNet(Encoder):
     self.finish(inner, side)
 
   def trunk(self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None) -> jax.Array:
-    """See `convolutions.Encoder`; there is neither dropout nor a batch's statistic."""
-    del train, rngs
-    x = self.stem(x)
+    """See `convolutions.Encoder`; there is no dropout."""
+    del rngs
+    x = self.stem(x, train=train)
     for block in self.blocks:
-      x = block(x)
+      x = block(x, train=train)
     return x
 
 
@@ -89,6 +91,6 @@ class Separable(nnx.Module):
     self.depthwise = Convolution((3, 3, inner), stride=stride, **common)
     self.pointwise = Convolution((inner, outer), **common)
 
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     """Maps [batch, height, width, inner] to [batch, height / stride, width / stride, outer]."""
-    return self.pointwise(self.depthwise(x))
+    return self.pointwise(self.depthwise(x, train=train), train=train)

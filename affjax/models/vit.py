@@ -122,6 +122,7 @@ class ViT(nnx.Module):
     self,
     images: jax.Array,
     *,
+    kept: jax.Array | None = None,
     extra: jax.Array | None = None,
     train: bool = False,
     rngs: nnx.Rngs | None = None,
@@ -131,6 +132,10 @@ class ViT(nnx.Module):
 
     Args:
       images: [batch, height, width, 3] floats in [-1, 1].
+      kept: [batch, count] numbers of the patches that go through the blocks, of each image others,
+        in the order in which they come out (He et al., 2021, arXiv:2111.06377); None: all. A class
+        token goes with them. Stems of convolutions look beyond a patch: what is not kept should
+        not be in the images.
       extra: [batch, n, width] tokens of the caller's that go through the blocks with the image's.
       train: whether dropout and drop path are on.
       rngs: holds a "dropout" stream while training with a rate above 0.
@@ -138,14 +143,17 @@ class ViT(nnx.Module):
 
     Returns:
       [batch, num_tokens + n, width] tokens after a last layer norm: the class token if there is
-      one, the patches in rows from the top left, the extra ones. With `attention` also the float32
-      maps [depth, batch, heads, length, length] over the whole sequence, registers included.
+      one, the patches in rows from the top left (or those that are kept), the extra ones. With
+      `attention` also the float32 maps [depth, batch, heads, length, length] over the whole
+      sequence, registers included.
 
     Raises:
       ValueError: images or extra tokens of another size or type than the model was built for.
     """
     self._check(images, extra)
     x = self.embed(images, train=train, rngs=rngs)
+    x = x if kept is None else self._keep(x, kept)
+    own = x.shape[1]
     parts = [x] if self.register_tokens is None else [x, _repeat(self.register_tokens, x)]
     parts += [] if extra is None else [extra.astype(x.dtype)]
     x = jnp.concatenate(parts, axis=1) if len(parts) > 1 else x
@@ -153,8 +161,7 @@ class ViT(nnx.Module):
     x, maps = run(x, train=train, rngs=rngs, attention=attention)
     x = self.norm(x)
     if self.register_tokens is not None:
-      first, last = self.num_tokens, self.num_tokens + self.register_tokens.shape[1]
-      x = jnp.concatenate([x[:, :first], x[:, last:]], axis=1)
+      x = jnp.concatenate([x[:, :own], x[:, own + self.register_tokens.shape[1] :]], axis=1)
     return (x, maps) if attention else x
 
   def embed(
@@ -166,6 +173,12 @@ class ViT(nnx.Module):
       x = jnp.concatenate([_repeat(self.class_token, x), x], axis=1)
     x = x + self.positions[...].astype(x.dtype)
     return self.dropout(x, deterministic=not train, rngs=rngs)
+
+  def _keep(self, x: jax.Array, kept: jax.Array) -> jax.Array:
+    """Of [batch, num_tokens, width] the class token, if there is one, and the patches kept."""
+    before = self.num_tokens - self.num_patches
+    patches = jnp.take_along_axis(x[:, before:], kept[..., None], axis=1)
+    return jnp.concatenate([x[:, :before], patches], axis=1) if before else patches
 
   def _loop(
     self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None, attention: bool

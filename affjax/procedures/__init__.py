@@ -28,6 +28,8 @@ def from_config(config: Mapping[str, Any]) -> Any:
   if unknown:
     raise ValueError(f"config.losses and config.labels must name the same tasks, not {unknown}")
   outputs = {task: len(names) for task, names in config["labels"].items()}
+  # What learns without labels has neither.
+  losses, outputs = ({"losses": config["losses"]}, {"outputs": outputs}) if outputs else ({}, {})
   dtype = activation_dtype(config["dtype"])
   optimizer = config["optimizer"]
   procedure = build(
@@ -36,13 +38,13 @@ def from_config(config: Mapping[str, Any]) -> Any:
     make_model=lambda rngs: build(
       config["model"],
       "affjax.models",
-      outputs=outputs,
+      **outputs,
       image_size=config["image_size"],
       dtype=dtype,
       rngs=rngs,
     ),
     image_size=config["image_size"],
-    losses=config["losses"],
+    **losses,
     optimizer=build(optimizer, "affjax.optim", steps=config["steps"]),
     augment=config["augment"],
     seed=config["seed"],

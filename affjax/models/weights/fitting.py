@@ -102,8 +102,15 @@ def unstack(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   return flat
 
 
-def fold(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def fold(
+  weights: Mapping[str, np.ndarray], epsilon: float = convolutions.EPSILON
+) -> dict[str, np.ndarray]:
   """Batch norms of `convolutions.Convolution` folded into kernel and bias, as norm "none" has it.
+
+  Args:
+    weights: name -> array.
+    epsilon: of the norms, which is not in the weights; encoders whose own is another have it as
+      attribute, see `resnet.ResNet`.
 
   Raises:
     ValueError: a norm lacks a part.
@@ -119,7 +126,7 @@ def fold(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     if missing := [part for part in parts if part not in weights]:
       raise ValueError(f"the weights lack {some(missing)} beside {name}")
     scale, mean, var, kernel, bias = (np.asarray(weights[part], np.float64) for part in parts)
-    factor = scale / np.sqrt(var + convolutions.EPSILON)
+    factor = scale / np.sqrt(var + epsilon)
     folded[f"{layer}/kernel"] = (kernel * factor).astype(np.float32)
     folded[f"{layer}/bias"] = (bias - mean * factor).astype(np.float32)
     for part in parts[:3]:

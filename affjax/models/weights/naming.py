@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 
 from affjax.models import efficientnet
+from affjax.models.weights import torchvision
 from affjax.models.weights.fitting import put, some, unstack
-
-Arrays = dict[str, np.ndarray]
-Table = tuple[tuple[str, str], ...]
+from affjax.models.weights.tables import Arrays, Table, translated
 
 # Names of `transformers`, with `blocks/N/` for what precedes them in a block -> ours. The first of
 # two spellings is that of files, the second that of models in memory since version 5.
@@ -247,7 +246,7 @@ def from_flax(arrays: Mapping[str, np.ndarray]) -> Arrays:
   """
   bare = lambda name: re.sub(r"^Transformer/encoderblock(?:_0*(\d+))?/", _block_of_flax, name)
   ours = {}
-  for name, array in _translated(arrays, _FLAX, _BESIDE_FLAX, bare, "a ViT of vision_transformer"):
+  for name, array in translated(arrays, _FLAX, _BESIDE_FLAX, bare, "a ViT of vision_transformer"):
     if name == "stem/dense/kernel":
       array = array.reshape(-1, array.shape[-1])
     elif match := re.match(r"blocks/(\d+/)?attention/(\w+)/(kernel|bias)", name):
@@ -275,7 +274,7 @@ def from_efficientnet(arrays: Mapping[str, np.ndarray]) -> Arrays:
   With batch norms as they are; `fold` folds them.
   """
   bare = lambda name: re.sub(r"^_blocks\.(\d+)\.", r"blocks/\1/", name)
-  names = _translated(arrays, _EFFICIENTNET, _BESIDE_EFFICIENTNET, bare, "an EfficientNet")
+  names = translated(arrays, _EFFICIENTNET, _BESIDE_EFFICIENTNET, bare, "an EfficientNet")
   ours = {}
   for name, array in names:
     layer, _, last = name.rpartition("/")
@@ -318,43 +317,9 @@ def _of_torch(
   what: str,
 ) -> Arrays:
   ours = {}
-  for name, array in _translated(arrays, table, beside, bare, what):
+  for name, array in translated(arrays, table, beside, bare, what):
     put(ours, *_orient(name, array))
   return ours
-
-
-def _translated(
-  arrays: Mapping[str, np.ndarray],
-  table: Table,
-  beside: re.Pattern[str],
-  bare: Callable[[str], str],
-  what: str,
-) -> list[tuple[str, np.ndarray]]:
-  """Our names with the arrays; what is beside the network is left out, what is unknown an error."""
-  ours, unknown = [], []
-  for name, array in arrays.items():
-    theirs = bare(name)
-    if beside.match(theirs):
-      continue
-    new = _rename(theirs, table)
-    if new is None:
-      unknown.append(name)
-    else:
-      ours.append((new, np.asarray(array)))
-  if unknown:
-    raise ValueError(
-      f"{some(unknown)}: no parameters of {what}; take them out if the model can do without them"
-    )
-  return ours
-
-
-def _rename(name: str, table: Table) -> str | None:
-  for theirs, ours in table:
-    end = r"(weight|bias)" if theirs.endswith(r"\.") else ""
-    match = re.fullmatch(theirs + end, name)
-    if match:
-      return match.expand(ours) + (match[match.re.groups] if end else "")
-  return None
 
 
 def _orient(name: str, array: np.ndarray) -> tuple[str, np.ndarray]:
@@ -473,4 +438,27 @@ _NAMINGS = (
   _Naming("vision_transformer", "Transformer/encoder_norm/scale", from_flax, _vit_of_flax),
   _Naming("efficientnet-pytorch", "_conv_stem.weight", from_efficientnet, _efficientnet),
   _Naming("faceres", "conv1/convolution/merged_input", from_faceres, _mobilenet),
+  _Naming("torchvision's VGG16", "features.28.weight", torchvision.from_vgg, torchvision.vgg),
+  # Before those of ResNets, whose names theirs are too.
+  _Naming(
+    "insightface", "layer1.0.prelu.weight", torchvision.from_insightface, torchvision.of_resnet
+  ),
+  _Naming(
+    "torchvision's ResNets", "layer1.0.conv1.weight", torchvision.from_resnet, torchvision.of_resnet
+  ),
+  _Naming(
+    "face.evoLVe", "body.0.res_layer.1.weight", torchvision.from_evolve, torchvision.of_resnet
+  ),
+  _Naming(
+    "torchvision's InceptionV3",
+    "Conv2d_1a_3x3.conv.weight",
+    torchvision.from_inception,
+    torchvision.of_inception,
+  ),
+  _Naming(
+    "torchvision's DenseNets",
+    "features.conv0.weight",
+    torchvision.from_densenet,
+    torchvision.of_densenet,
+  ),
 )
