@@ -13,7 +13,7 @@ the data are licensed.
 Arguments after the colon: variant (reduced: a small CNN on the synthetic faces, with the data, the
 size and the number of images of `configs/vit_mtl.py`, so that the two can be compared; paper:
 InceptionV3 and the licensed data), token_layout (elementary, mixed, task), steps, batch_size, debug
-(one CPU, under a minute).
+(one CPU, about a minute).
 """
 
 from typing import Any
