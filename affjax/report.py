@@ -560,21 +560,33 @@ def _images(split: scored.Scored, data: experiment.Data, rows: np.ndarray) -> li
   return [records.image_of(found.record(int(taken[row]))) for row in split.index[rows]]
 
 
-# Attention.
+# What a model does with faces.
+
+
+def _undrawn(where: Path, data: experiment.Data) -> str:
+  """Why nothing is drawn that shows faces, or a mean of them; "": it can be."""
+  if data.build.name != RENDERED:
+    return page.paragraph(f"It is drawn of {RENDERED} alone, never of real people.", dim=True)
+  if jax.process_count() > 1:
+    again = f"python -m affjax.report --workdir={where}"
+    return page.paragraph(f"It is not drawn by several processes: {again} draws it.", dim=True)
+  return ""
+
+
+def _faces(data: experiment.Data, count: int) -> tuple[np.ndarray, np.ndarray]:
+  """Rows that lie evenly in the split to choose by, and their images."""
+  opened = data.records(data.select)
+  rows = np.unique(np.linspace(0, len(opened) - 1, count).astype(int))
+  return rows, opened.images(rows)["image"]
 
 
 def _attention(
   where: Path, config: Mapping[str, Any], data: experiment.Data, result: Mapping[str, Any]
 ) -> str:
   """Where the task tokens look, over the mean of some faces of the split to choose by."""
-  if data.build.name != RENDERED:
-    return page.paragraph(f"It is drawn of {RENDERED} alone: a mean of faces is a face.", dim=True)
-  if jax.process_count() > 1:
-    again = f"python -m affjax.report --workdir={where}"
-    return page.paragraph(f"It is not drawn by several processes: {again} draws it.", dim=True)
-  opened = data.records(data.select)
-  rows = np.unique(np.linspace(0, len(opened) - 1, FACES).astype(int))
-  images = opened.images(rows)["image"]
+  if why := _undrawn(where, data):
+    return why
+  _, images = _faces(data, FACES)
   try:
     found = inference.load(where, str(result["step"])).attention(images)
   except ValueError as e:
@@ -593,21 +605,13 @@ def _attention(
   return page.paragraph(words, dim=True) + page.grid([drawn])
 
 
-# Reconstruction.
-
-
 def _reconstruction(
   where: Path, config: Mapping[str, Any], data: experiment.Data, result: Mapping[str, Any]
 ) -> str:
   """Faces of the split to choose by, what was shown of them, and what was painted."""
-  if data.build.name != RENDERED:
-    return page.paragraph(f"Images are shown of {RENDERED} alone, never of real people.", dim=True)
-  if jax.process_count() > 1:
-    again = f"python -m affjax.report --workdir={where}"
-    return page.paragraph(f"It is not drawn by several processes: {again} draws it.", dim=True)
-  opened = data.records(data.select)
-  rows = np.unique(np.linspace(0, len(opened) - 1, PAINTED).astype(int))
-  images = opened.images(rows)["image"]
+  if why := _undrawn(where, data):
+    return why
+  rows, images = _faces(data, PAINTED)
   state, procedure, _ = inference.restored(config, where, str(result["step"]), result["weights"])
   seen, painted = jax.jit(procedure.painted)(*state, images, rows)
   shown = [*images, *_pixels(seen), *_pixels(painted)]

@@ -37,6 +37,18 @@ class TrainState:
     return self.params if self.ema is None else self.ema
 
 
+def start(params: Tree, model_state: Tree, opt_state: Tree, *, average: bool) -> TrainState:
+  """The state before the first update; with a moving average, if one is to be kept."""
+  return TrainState(
+    step=jax.numpy.zeros((), jax.numpy.int32),
+    params=params,
+    model_state=model_state,
+    opt_state=opt_state,
+    # A copy: the same buffer twice in a donated state would be donated twice.
+    ema=jax.tree.map(jax.numpy.copy, params) if average else None,
+  )
+
+
 def count(params: Tree) -> int:
   """How many numbers the tree holds."""
   return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -9,7 +9,7 @@ import optax
 from flax import nnx
 
 from affjax import augment
-from affjax.state import TrainState, update_ema
+from affjax.state import TrainState, start, update_ema
 
 Metrics = dict[str, jax.Array]
 
@@ -85,14 +85,8 @@ class MaskedAutoencoding:
     """The state before the first update; a function of the seed."""
     _, params, rest = nnx.split(self._make_model(nnx.Rngs(self._seed)), nnx.Param, ...)
     params = {"model": nnx.to_pure_dict(params)}
-    return TrainState(
-      step=jnp.zeros((), jnp.int32),
-      params=params,
-      model_state={"model": nnx.to_pure_dict(rest)},
-      opt_state=self._tx.init(params),
-      # A copy: the same buffer twice in a donated state would be donated twice.
-      ema=jax.tree.map(jnp.copy, params) if self._ema_decay else None,
-    )
+    model_state = {"model": nnx.to_pure_dict(rest)}
+    return start(params, model_state, self._tx.init(params), average=bool(self._ema_decay))
 
   def view(self, batch: Mapping[str, Any], step: jax.Array) -> tuple[jax.Array, Any, Any]:
     """What the network sees at a step: augmented images, in part; there are no labels."""

@@ -13,7 +13,7 @@ from flax import nnx
 
 from affjax import augment, losses
 from affjax.build import bind
-from affjax.state import TrainState, update_ema
+from affjax.state import TrainState, start, update_ema
 
 Metrics = dict[str, jax.Array]
 
@@ -117,14 +117,8 @@ class Supervised:
         task: jnp.zeros(len(self._by_dimension[task]) if task in self._by_dimension else ())
         for task in self._learned
       }
-    return TrainState(
-      step=jnp.zeros((), jnp.int32),
-      params=params,
-      model_state={"model": nnx.to_pure_dict(rest)},
-      opt_state=self._tx.init(params),
-      # A copy: the same buffer twice in a donated state would be donated twice.
-      ema=jax.tree.map(jnp.copy, params) if self._ema_decay else None,
-    )
+    model_state = {"model": nnx.to_pure_dict(rest)}
+    return start(params, model_state, self._tx.init(params), average=bool(self._ema_decay))
 
   def view(self, batch: Mapping[str, Any], step: jax.Array) -> tuple[jax.Array, Any, Any]:
     """What the network sees at a step: augmented images with their labels and masks."""
