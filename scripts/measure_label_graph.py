@@ -43,18 +43,16 @@ not shown, -.017 [-.041 .007]. No advantage of the graph over a linear head is s
 """
 
 import argparse
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
 from affjax import metrics, procedures
 from affjax.models import graphs
-from scripts import sweep
+from scripts import directions
 
 FOLLOWERS = {"happiness": (0.8, 0.6), "surprise": (0.6, 0.8)}  # shares of valence and arousal
 EXPRESSIONS = (*FOLLOWERS, *(f"other {i}" for i in range(14)))
@@ -138,23 +136,6 @@ def initial(head: str, seed: int, train: Mapping[str, Any]) -> Any:
   return procedures.from_config(config(head, RATES[0], seed, adjacency)).init()
 
 
-@functools.cache
-def trainer(head: str, rate: float) -> Any:
-  """Trains all seeds side by side: [seeds, times, 2] F1 on the rows to choose by and to report."""
-  procedure = procedures.from_config(config(head, rate, 0))
-
-  def one(state: Any, train: Any, *scored: Any) -> jax.Array:
-    def block(state: Any, _: None) -> tuple[Any, jax.Array]:
-      update = lambda state, _: (procedure.train_step(state, train)[0], None)
-      state, _ = jax.lax.scan(update, state, None, EVERY)
-      predict = lambda batch: procedure.predict(state.params, state.model_state, batch["image"])
-      return state, jnp.stack([f1(predict(batch), batch) for batch in scored])
-
-    return jax.lax.scan(block, state, None, STEPS // EVERY)[1]
-
-  return jax.jit(jax.vmap(one))
-
-
 def f1(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> jax.Array:
   """Mean F1 of the expressions that may follow."""
   classes = (x["expression"].argmax(1) for x in (outputs, batch["labels"]))
@@ -163,34 +144,16 @@ def f1(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> jax.Array:
 
 def run(head: str, seeds: Sequence[int], batches: Sequence[Mapping[str, Any]]) -> list[float]:
   """For each seed the score on the rows to report, where it is best on those to choose by."""
-  stacked = lambda trees: jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
   states = [initial(head, seed, of["train"]) for seed, of in zip(seeds, batches, strict=True)]
-  given = stacked(states), *(stacked([of[split] for of in batches]) for split in ROWS)
-  tried = np.concatenate([trainer(head, rate)(*given) for rate in RATES], 1)
-  best = tried[:, :, 0].argmax(1)
-  return tried[np.arange(len(tried)), best, 1].tolist()
+  return directions.best([config(head, r, 0) for r in RATES], states, batches, f1, every=EVERY)
 
 
 def report(scores: Scores) -> str:
   """Means, then each rule with its interval and what it makes of it."""
-  lines = [f"{'F1 of the two, mean':32}" + "".join(f"{head:>9}" for head in HEADS)]
-  for data, of_heads in scores.items():
-    means = "".join(f"{np.mean(of_heads[head]):9.3f}" for head in HEADS)
-    lines.append(f"{data:32}{means}")
-  lines.append(f"\n{'paired difference':32}{'mean':>8}  95 % interval")
-
-  def line(what: str, values: np.ndarray, verdict: tuple[str, str] | None = None) -> None:
-    mean, half = sweep.interval(values)
-    said = verdict[not mean - half > 0] if verdict else ""
-    lines.append(f"{what:32}{mean:8.4f}  [{mean - half:7.4f} {mean + half:7.4f}]  {said}")
-
   gain = lambda data, other: np.subtract(scores[data]["gcn"], scores[data][other])
-  line("1 planted, gcn - linear", gain("planted", "linear"), ("holds", "not shown"))
-  line("2 removed, gcn - linear", gain("removed", "linear"), ("DOES NOT VANISH", "vanishes"))
-  both = gain("planted", "linear") - gain("removed", "linear")
-  line("3 (1) - (2)", both, ("holds", "not shown"))
-  for data in DATA:
-    line(f"4 {data}, gcn - alone", gain(data, "alone"))
+  judged = directions.verdicts(*(gain(data, "linear") for data in DATA), "gcn - linear")
+  lines = [directions.means("F1 of the two, mean", scores), "", judged]
+  lines += [directions.verdict(f"4 {data}, gcn - alone", gain(data, "alone")) for data in DATA]
   return "\n".join(lines)
 
 

@@ -1,0 +1,103 @@
+"""What the scripts share that measure a direction: arms trained side by side, and their verdicts.
+
+A direction is the sign of a difference between two ways of learning, on data where its cause is
+planted. It is judged over paired seeds: an interval is Student's 95 % over them. A negative control
+is the same data without the cause, where the difference is to vanish.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from affjax import procedures
+from scripts import sweep
+
+Config = Mapping[str, Any]
+Batch = Mapping[str, Any]
+Score = Callable[[Mapping[str, jax.Array], Batch], jax.Array]
+# Splits of planted data: to learn from, to choose by, to report.
+SPLITS = ("train", "select", "report")
+
+
+def best(
+  configs: Sequence[Config],
+  states: Sequence[Any],
+  data: Sequence[Mapping[str, Batch]],
+  score: Score,
+  *,
+  every: int,
+) -> list[float]:
+  """Trains one arm with every seed, on all rows at once; all seeds are one compiled program.
+
+  Args:
+    configs: of the arm, as of a run, alike but for what is to be chosen, such as learning rates.
+    states: of each seed, that before the first update.
+    data: of each seed, split of SPLITS -> one batch of all of its rows.
+    score: (outputs, batch) -> scalar, larger is better.
+    every: number of updates between two looks at the scores; `steps` of a config is a multiple.
+
+  Returns:
+    For each seed the score on the rows to report, of the config and the number of updates whose
+    score on the rows to choose by is best.
+  """
+  stacked = lambda trees: jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+  given = stacked(states), *(stacked([of[split] for of in data]) for split in SPLITS)
+  tried = np.concatenate([_trainer(config, score, every)(*given) for config in configs], 1)
+  chosen = tried[:, :, 0].argmax(1)
+  return tried[np.arange(len(tried)), chosen, 1].tolist()
+
+
+def _trainer(config: Config, score: Score, every: int) -> Any:
+  """[seeds, times, 2] scores on the rows to choose by and to report, of states and splits."""
+  procedure = procedures.from_config(config)
+
+  def one(state: Any, train: Batch, *scored: Batch) -> jax.Array:
+    def block(state: Any, _: None) -> tuple[Any, jax.Array]:
+      update = lambda state, _: (procedure.train_step(state, train)[0], None)
+      state, _ = jax.lax.scan(update, state, None, every)
+      predict = functools.partial(procedure.predict, state.averaged, state.model_state)
+      return state, jnp.stack([score(predict(batch["image"]), batch) for batch in scored])
+
+    return jax.lax.scan(block, state, None, config["steps"] // every)[1]
+
+  return jax.jit(jax.vmap(one))
+
+
+def means(title: str, scores: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+  """A table: a row of means for each kind of data, a column for each arm."""
+  arms = list(next(iter(scores.values())))
+  width = max(9, *(len(arm) + 2 for arm in arms))
+  lines = [f"{title:32}" + "".join(f"{arm:>{width}}" for arm in arms)]
+  for data, of_arms in scores.items():
+    lines.append(f"{data:32}" + "".join(f"{np.mean(of_arms[arm]):{width}.3f}" for arm in arms))
+  return "\n".join(lines)
+
+
+def verdict(what: str, values: Sequence[float], said: tuple[str, str] = ("", "")) -> str:
+  """A line: mean over the seeds, its interval, and what is said if that lies above 0, or if not."""
+  mean, half = sweep.interval(values)
+  low, high = mean - half, mean + half
+  return f"{what:32}{mean:8.4f}  [{low:7.4f} {high:7.4f}]  {said[not low > 0]}"
+
+
+def verdicts(planted: Sequence[float], removed: Sequence[float], what: str) -> str:
+  """The three rules of a direction, judged.
+
+  Args:
+    planted: of each seed the difference of two scores, on data with the cause.
+    removed: of the same seeds on data without: the negative control.
+    what: of whom the difference is, such as "gcn - linear".
+  """
+  gain = np.subtract(planted, removed)
+  return "\n".join(
+    [
+      f"{'paired difference':32}{'mean':>8}  95 % interval",
+      verdict(f"1 planted, {what}", planted, ("holds", "not shown")),
+      verdict(f"2 removed, {what}", removed, ("DOES NOT VANISH", "vanishes")),
+      verdict("3 (1) - (2)", gain, ("holds", "not shown")),
+    ]
+  )
