@@ -12,10 +12,16 @@ A field of a group means what it means in the section and stands in its place: a
 peak, no factor. What a group does not say it has from the section. From the shell:
 `--config.optimizer.groups="{'encoder': {'pattern': 'encoder', 'freeze': True}}"`, and a leaf that
 the config has: `--config.optimizer.groups.encoder.freeze=false`.
+
+A group may also begin later: `head=dict(pattern="decoder"), encoder=dict(pattern="encoder",
+thaw=600)` is 600 updates of the head alone, then of both. Until it thaws a group is frozen, its
+batch statistics too; then its schedule begins, with its warm-up.
 """
 
 import dataclasses
+import functools
 import inspect
+import itertools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -45,12 +51,15 @@ class Optimizer(NamedTuple):
   Attributes:
     transform: gradients to updates.
     learning_rate: step -> that of the parameters of no group.
-    frozen: parameters -> tree of booleans, which of them do not learn: no gradient is needed.
+    frozen: parameters and a step, None: the last -> tree of booleans, which of them do not learn
+      then: no gradient is needed.
+    stages: steps from which on less is frozen, the first of them 0.
   """
 
   transform: optax.GradientTransformation
   learning_rate: optax.Schedule
-  frozen: Callable[[Any], Any] = lambda params: jax.tree.map(lambda _: False, params)
+  frozen: Callable[..., Any] = lambda params, step=None: jax.tree.map(lambda _: False, params)
+  stages: tuple[int, ...] = (0,)
 
 
 def learning_rate_schedule(
@@ -144,7 +153,7 @@ def adamw(
     epsilon: added to the root of the second moment.
     layer_decay: factor on the learning rate for each layer below the decoder, see `layer_factors`.
     groups: name -> `pattern` and what is different for the parameters that it fits: `freeze`,
-      `learning_rate`, `warmup_steps`, `schedule`, `final_fraction`, `weight_decay`.
+      `thaw`, `learning_rate`, `warmup_steps`, `schedule`, `final_fraction`, `weight_decay`.
 
   Raises:
     ValueError: a number is out of its range or a group is not as above; on `init`, that a group or
@@ -229,6 +238,7 @@ class Group:
 
   Attributes:
     freeze: it does not: not a bit changes, and the optimiser keeps nothing of it.
+    thaw: number of updates until which it does not; its schedule begins there.
     pattern: of the names, see `affjax.paths`; None: of all.
     name: the group's.
   """
@@ -239,6 +249,7 @@ class Group:
   final_fraction: float
   weight_decay: float
   freeze: bool = False
+  thaw: int = 0
   pattern: str | None = None
   name: str = OTHERS
 
@@ -248,10 +259,21 @@ class Group:
     return "config.optimizer" + ("" if self.pattern is None else f".groups.{self.name}")
 
   def rate(self, steps: int) -> optax.Schedule:
-    """The learning rate as a function of the step."""
+    """The learning rate as a function of the updates since it thawed, in a run of so many."""
+    if type(self.thaw) is not int or not 0 <= self.thaw < max(steps, 1):
+      raise ValueError(
+        f"{self.where}.thaw={self.thaw!r}: use a number of updates from 0 to less than"
+        f" config.steps={steps}; what never learns has freeze=True"
+      )
+    rest = steps - self.thaw
+    if self.thaw and self.warmup_steps > rest:
+      raise ValueError(
+        f"{self.where}.warmup_steps={self.warmup_steps} is not within the {rest} updates after"
+        f" {self.where}.thaw={self.thaw}"
+      )
     return learning_rate_schedule(
       learning_rate=self.learning_rate,
-      steps=steps,
+      steps=rest,
       warmup_steps=self.warmup_steps,
       kind=self.schedule,
       final_fraction=self.final_fraction,
@@ -261,7 +283,7 @@ class Group:
   def last(self, steps: int) -> float:
     """The learning rate that a run of so many steps ends with."""
     if self.schedule == "inverse_sqrt":
-      return self.learning_rate * (self.warmup_steps / steps) ** 0.5
+      return self.learning_rate * (self.warmup_steps / (steps - self.thaw)) ** 0.5
     return self.learning_rate * self.final_fraction
 
   def fits(self, name: str) -> bool:
@@ -289,6 +311,8 @@ def _read_groups(sections: Groups | None, others: Group) -> list[Group]:
       raise ValueError(f"{where} takes no {', '.join(unknown)}; it takes {', '.join(allowed)}")
     paths.pattern(section["pattern"], f"{where}.pattern")
     given = {field: value for field, value in section.items() if value is not None}
+    if given.get("freeze") and given.get("thaw"):
+      raise ValueError(f"{where} has freeze=True and thaw={given['thaw']}: use one of them")
     groups.append(dataclasses.replace(others, **given, name=name))
   return [*groups, others]
 
@@ -387,11 +411,13 @@ def _optimizer(
   groups = _read_groups(sections, others)
   rates = {group.name: group.rate(steps) for group in groups}
   parts = [optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()]
-  freezes = {group.name: group.freeze for group in groups}
+  stages = tuple(sorted({0, *(group.thaw for group in groups)}))
+  still = lambda group, step: group.freeze or (step is not None and step < group.thaw)
 
-  def frozen(tree: Any) -> Any:
+  def frozen(tree: Any, step: int | None = None) -> Any:
     """Also of a part of the parameters, in which a group may have nothing."""
     owner = _owners(tree, groups)
+    freezes = {group.name: still(group, step) for group in groups}
     return jax.tree_util.tree_map_with_path(lambda path, _: freezes[owner[paths.name(path)]], tree)
 
   if len(groups) == 1:
@@ -399,7 +425,15 @@ def _optimizer(
   else:
     # Frozen parameters have no say in the norm that is clipped, so they are dropped before.
     parts.insert(0, optax.masked(optax.set_to_zero(), frozen))
-    of_group = lambda group: update(rates[group.name], group.weight_decay)
+    for stage, end in itertools.pairwise(stages):
+      only = functools.partial(frozen, step=stage)
+      parts.insert(0, optax.masked(_until(end), only))
+
+    def of_group(group: Group) -> optax.GradientTransformation:
+      own = update(rates[group.name], group.weight_decay)
+      begun = lambda step: step >= group.thaw
+      return optax.conditionally_mask(own, begun) if group.thaw else own
+
     parts.append(
       optax.partition(
         {group.name: optax.identity() if group.freeze else of_group(group) for group in groups},
@@ -408,7 +442,12 @@ def _optimizer(
     )
   if layer_decay < 1:
     parts.append(_scale_by_layer(layer_decay))
-  return Optimizer(optax.chain(*parts), rates[OTHERS], frozen)
+  return Optimizer(optax.chain(*parts), rates[OTHERS], frozen, stages)
+
+
+def _until(step: int) -> optax.GradientTransformation:
+  """Gradients are 0 until then."""
+  return optax.conditionally_mask(optax.identity(), lambda count: count >= step)
 
 
 def _scale_by_layer(decay: float) -> optax.GradientTransformation:
@@ -451,6 +490,7 @@ def describe(params: Any, config: Mapping[str, Any]) -> list[str]:
     if group.freeze:
       lines.append(line + "frozen")
       continue
+    line += f"frozen for {group.thaw} steps, then " * bool(group.thaw)
     line += f"learning rate {group.learning_rate:g} ({group.schedule}"
     line += f" to {group.last(config['steps']):g}" * (group.schedule != "constant")
     line += f" after {group.warmup_steps} steps of warm-up), weight decay {group.weight_decay:g}"

@@ -113,7 +113,7 @@ def test_gradients_are_clipped_by_the_norm_of_the_whole_tree_before_adam():
 
 
 def test_the_schedule_that_is_returned_is_the_one_that_is_applied():
-  transform, rate, _ = optim.adamw(
+  transform, rate, *_ = optim.adamw(
     steps=10, learning_rate=0.1, warmup_steps=5, weight_decay=0.0, clip_norm=0.0
   )
   state, params = transform.init(PARAMS), PARAMS
@@ -163,7 +163,7 @@ def test_epsilon_is_added_to_the_root_of_the_second_moment():
 
 @pytest.mark.parametrize("schedule", ["exponential", "inverse_sqrt"])
 def test_a_decay_of_one_is_as_large_as_the_learning_rate_at_every_step(schedule):
-  transform, rate, _ = optim.adamw(
+  transform, rate, *_ = optim.adamw(
     steps=20, learning_rate=0.1, schedule=schedule, warmup_steps=4, final_fraction=0.5,
     weight_decay=1.0, clip_norm=0.0,
   )  # fmt: skip
@@ -314,6 +314,36 @@ def test_the_gradient_is_clipped_by_the_norm_of_what_learns():
   np.testing.assert_allclose(step, gradient["log_variance"]["va"] / 2, rtol=1e-5)
 
 
+@pytest.mark.parametrize("make", [optim.adamw, optim.sgd, optim.lars])
+def test_what_thaws_learns_from_then_on_as_in_a_run_that_begins_there(make):
+  params, gradients = net(), [net(seed=s) for s in range(1, 7)]
+  options = dict(learning_rate=0.1, schedule="linear", warmup_steps=2, weight_decay=0.5)
+  late = make(steps=6, groups={"low": {"pattern": "encoder", "thaw": 4}}, **options)
+  fresh = make(steps=2, groups={"low": {"pattern": "encoder"}}, **options)
+  after = lambda *run: named(trained(*run)[0])
+  before, until = named(params), after(late, params, gradients[:4])
+  once, alone = after(late, params, gradients), after(fresh, params, gradients[4:])
+  for name in filter(lambda name: "encoder" in name, before):
+    assert until[name].tobytes() == before[name].tobytes(), name
+    assert np.abs(once[name] - before[name]).min() > 0, name
+    np.testing.assert_allclose(once[name], alone[name], rtol=1e-5, atol=1e-7)
+
+
+def test_until_a_group_thaws_the_gradient_is_clipped_without_it():
+  gradient = net(seed=1)
+  free = [x for name, x in named(gradient).items() if "encoder" not in name]
+  norms = [np.sqrt(sum((x**2).sum() for x in of)) for of in (free, named(gradient).values())]
+  groups = {"low": {"pattern": "encoder", "thaw": 1}}
+  options = FLAT | dict(learning_rate=1.0, clip_norm=1.0, momentum=0.0, groups=groups)
+  optimizer = optim.sgd(**options)
+  state, steps = optimizer.transform.init(net()), []
+  for _ in range(2):
+    updates, state = optimizer.transform.update(gradient, state, net())
+    steps.append(-updates["log_variance"]["va"])
+  for step, norm in zip(steps, norms, strict=True):
+    np.testing.assert_allclose(step, gradient["log_variance"]["va"] / norm, rtol=1e-5)
+
+
 def test_the_first_pattern_that_fits_counts():
   wide = {"pattern": "model", "learning_rate": 0.2}
   narrow = {"pattern": "encoder/blocks/[01]", "freeze": True}
@@ -339,7 +369,7 @@ def test_a_config_keeps_the_order_of_its_groups():
 
 def test_groups_have_schedules_of_their_own():
   options = {"pattern": "encoder", "schedule": "linear", "warmup_steps": 4, "learning_rate": 0.5}
-  transform, rate, _ = optim.sgd(
+  transform, rate, *_ = optim.sgd(
     steps=10, learning_rate=0.1, warmup_steps=0, momentum=0.0, groups={"encoder": options}
   )
   params = net()
@@ -446,6 +476,14 @@ def test_what_groups_cannot_be_is_said_in_one_line():
   refuse(f"{where} takes no lr; it takes learning_rate, ", **group(pattern="stem", lr=1.0))
   refuse(f"{where}.schedule='step'", **group(pattern="stem", schedule="step"))
   refuse(f"{where}.warmup_steps=11 is not", **group(pattern="stem", warmup_steps=11))
+  refuse(f"{where}.thaw=-1: use a number of updates from 0", **group(pattern="stem", thaw=-1))
+  refuse(f"{where}.thaw=0.5: use a number", **group(pattern="stem", thaw=0.5))
+  refuse(f"{where}.thaw=10: .* less than config.steps=10", **group(pattern="stem", thaw=10))
+  refuse(
+    f"{where}.warmup_steps=5 is not within the 4 updates after {where}.thaw=6",
+    **group(pattern="stem", thaw=6, warmup_steps=5),
+  )
+  refuse(f"{where} has freeze=True and thaw=3", **group(pattern="stem", freeze=True, thaw=3))
   refuse("groups.others: that is the group", groups={"others": {"pattern": "stem"}})
   refuse("nothing is left to learn", **group(pattern=".*", freeze=True))
 
@@ -466,14 +504,14 @@ def test_the_groups_of_a_run_are_described():
     layer_decay=0.5,
     groups={
       "encoder": {"pattern": "encoder/(stem|pos)", "freeze": True},
-      "heads": {"pattern": "heads", "learning_rate": 0.5, "schedule": "constant"},
+      "heads": {"pattern": "heads", "learning_rate": 0.5, "schedule": "constant", "thaw": 7},
       "tokens": {"pattern": "tokens", "schedule": "inverse_sqrt", "warmup_steps": 5},
     },
   )
   assert optim.describe(net(), {"optimizer": optimizer, "steps": 20}) == [
     "encoder: 10 numbers in 2 arrays, frozen",
-    "heads: 6 numbers in 2 arrays, learning rate 0.5 (constant after 3 steps of warm-up), weight"
-    " decay 0.05 on 4 of them",
+    "heads: 6 numbers in 2 arrays, frozen for 7 steps, then learning rate 0.5 (constant after 3"
+    " steps of warm-up), weight decay 0.05 on 4 of them",
     "tokens: 6 numbers in 1 arrays, learning rate 0.1 (inverse_sqrt to 0.05 after 5 steps of"
     " warm-up), weight decay 0.05 on 0 of them",
     "others: 27 numbers in 10 arrays, learning rate 0.1 (linear to 0 after 3 steps of warm-up),"

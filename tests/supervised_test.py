@@ -10,7 +10,7 @@ import pytest
 from conftest import debug_config
 from flax import nnx
 
-from affjax import evaluate, experiment, metrics, optim, procedures, sharding
+from affjax import cost, evaluate, experiment, metrics, optim, procedures, sharding
 from affjax.data import records
 from affjax.models import convolutions
 from affjax.procedures import supervised
@@ -257,9 +257,8 @@ class Convolutional(nnx.Module):
     return {"expression": self.head(maps.mean((1, 2)))}
 
 
-@pytest.mark.parametrize("pattern", ["stem", "(stem|last)", None])
-def test_of_a_frozen_convolution_the_statistics_are_frozen_too(pattern):
-  groups = {"low": dict(pattern=pattern, freeze=True)} if pattern else {}
+def convolutional(groups):
+  """A procedure with groups of parameters, and a batch for it."""
   procedure = supervised.Supervised(
     make_model=Convolutional,
     image_size=8,
@@ -269,7 +268,13 @@ def test_of_a_frozen_convolution_the_statistics_are_frozen_too(pattern):
     seed=0,
   )
   batch = toy_batch()
-  batch = batch | {k: {"expression": batch[k]["expression"]} for k in ("labels", "mask")}
+  return procedure, batch | {k: {"expression": batch[k]["expression"]} for k in ("labels", "mask")}
+
+
+@pytest.mark.parametrize("pattern", ["stem", "(stem|last)", None])
+def test_of_a_frozen_convolution_the_statistics_are_frozen_too(pattern):
+  groups = {"low": dict(pattern=pattern, freeze=True)} if pattern else {}
+  procedure, batch = convolutional(groups)
   state = jax.jit(procedure.init)()
   after, _ = jax.jit(procedure.train_step)(state, batch)
   for name in ("stem", "last"):
@@ -278,6 +283,35 @@ def test_of_a_frozen_convolution_the_statistics_are_frozen_too(pattern):
       old, new = (jax.tree.leaves(getattr(s, values)["model"][name]) for s in (state, after))
       same = [np.array_equal(x, y) for x, y in zip(old, new, strict=True)]
       assert same == [still] * len(same)
+
+
+def test_stages_thaw_one_after_the_other_with_their_statistics():
+  begins = {"stem": 4, "last": 2, "head": 0}
+  groups = {n: dict(pattern=f"model/{n}", thaw=step) for n, step in begins.items() if step}
+  procedure, batch = convolutional(groups)
+  step = jax.jit(procedure.train_step)
+  state = jax.jit(procedure.init)()
+  for number in range(6):
+    before, (state, metrics) = state, step(state, batch)
+    for name, begin in begins.items():
+      for values in ("params", "model_state"):
+        old, new = (getattr(s, values)["model"].get(name, {}) for s in (before, state))
+        same = jax.tree.leaves(jax.tree.map(lambda a, b: a.tobytes() == b.tobytes(), old, new))
+        # Of a group that just thaws the first update is that of a warm-up from zero or the peak.
+        assert same == [number < begin] * len(same), (number, name, values)
+    assert np.isfinite(metrics["loss"])
+
+
+def test_a_stage_that_is_still_frozen_costs_no_way_back():
+  batch = convolutional({})[1]
+
+  def flops(groups):
+    procedure = convolutional(groups)[0]
+    return cost.flops(procedure._from(0)._update, jax.eval_shape(procedure.init), batch)
+
+  later = {"low": dict(pattern="(stem|last)", thaw=2)}
+  never = {"low": dict(pattern="(stem|last)", freeze=True)}
+  assert flops(later) < 1.02 * flops(never) < 0.7 * flops({})
 
 
 def test_a_split_batch_is_cut_into_micro_batches_without_moving_a_row():

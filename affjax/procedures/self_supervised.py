@@ -68,7 +68,7 @@ class MaskedAutoencoding:
     self._make_model = make_model
     self._image_size = image_size
     self._patch_size, self._patches = model.patch_size, model.num_patches
-    self._tx, self._learning_rate, self._frozen = optimizer
+    self._tx, self._learning_rate, self._frozen = optimizer[:3]
     self._augment = dict(augment)
     self._seed = seed
     self._normalise = normalise

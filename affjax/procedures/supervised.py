@@ -1,5 +1,6 @@
 """Supervised learning of any set of tasks, each labelled in some of the images."""
 
+import copy
 import functools
 import inspect
 import numbers
@@ -89,7 +90,7 @@ class Supervised:
     self._make_model = make_model
     self._image_size = image_size
     self._losses = {task: bind(section, "affjax.losses", 3) for task, section in losses.items()}
-    self._tx, self._learning_rate, self._frozen = optimizer
+    self._tx, self._learning_rate, self._frozen, self._starts = optimizer
     self._augment = dict(augment)
     self._seed = seed
     self._weighting = weighting
@@ -98,8 +99,11 @@ class Supervised:
     self._mixup_alpha = mixup_alpha
     self._accumulate = accumulate
     model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
-    hold_statistics(model, self._frozen)
-    self.graphdef, _, _ = nnx.split(model, nnx.Param, ...)
+    self._graphdefs = {}
+    for step in reversed(self._starts):  # the further back, the more is frozen
+      hold_statistics(model, functools.partial(self._frozen, step=step))
+      self._graphdefs[step] = nnx.split(model, nnx.Param, ...)[0]
+    self.graphdef = self._graphdefs[self._starts[-1]]
     self.input_shape = getattr(model, "input_shape", (image_size, image_size, 3))
     image = jax.ShapeDtypeStruct((1, *self.input_shape), jnp.float32)
     outputs = nnx.eval_shape(lambda model, image: model(image), model, image)
@@ -128,6 +132,21 @@ class Supervised:
 
   def train_step(self, state: TrainState, batch: Mapping[str, Any]) -> tuple[TrainState, Metrics]:
     """One update; deterministic in (seed, step, batch)."""
+    updates = [self._from(step)._update for step in self._starts]
+    if len(updates) == 1:
+      return updates[0](state, batch)
+    begun = (state.step >= jnp.asarray(self._starts[1:])).sum()
+    return jax.lax.switch(begun, updates, state, batch)
+
+  def _from(self, step: int) -> "Supervised":
+    """The same procedure, with what is frozen from this step on until some of it thaws."""
+    stage = copy.copy(self)
+    stage.graphdef = self._graphdefs[step]
+    stage._frozen = functools.partial(self._frozen, step=step)
+    return stage
+
+  def _update(self, state: TrainState, batch: Mapping[str, Any]) -> tuple[TrainState, Metrics]:
+    """One update of the stage that this is."""
     images, labels, mask = self.view(batch, state.step)
     clips = images.ndim > len(self.input_shape) + 1
     present = {"present": batch["index"] >= 0} if clips else {}
