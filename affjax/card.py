@@ -115,13 +115,13 @@ def _licence(name: str, initialise: Mapping[str, Any] | None) -> tuple[bool, str
   """Whether the weights may be given away as far as is known, and all that is known of it."""
   data, free = LICENCES.get(name, ("unknown", False))
   lines = [f"- Code (affjax): {CODE}.", f"- Data ({plain(name)}): {data}."]
-  if initialise:
-    theirs = initialise.get("licence") or "unknown"
+  for source in [initialise, *initialise.get("more", ())] if initialise else ():
+    theirs = source.get("licence") or "unknown"
     free = free and theirs in FREE
     lines.append(f"- Initial weights: {plain(theirs)}.")
     for what, key in (("from", "provenance"), ("learnt from", "data")):
-      if initialise.get(key):
-        lines.append(f"  They are {what} {plain(initialise[key])}.")
+      if source.get(key):
+        lines.append(f"  They are {what} {plain(source[key])}.")
   verdict = (
     f"nothing that is known keeps them from being given away, under {CODE} for instance"
     if free

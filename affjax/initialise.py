@@ -9,6 +9,7 @@
     include="encoder",          # patterns of names in *this* run, see `affjax.paths`
     exclude="encoder/positions",
     rename=(("^", "model/encoder/"),),  # from the source's names to this run's, re.sub in turn
+    more=dict(prior=dict(source="runs/x", include="prior")),  # further sources, of other parameters
   )
 
 What is taken stands in the parameters, in their moving average and in what else the model keeps;
@@ -28,6 +29,7 @@ import dataclasses
 import hashlib
 import importlib
 import inspect
+import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -43,7 +45,7 @@ from affjax.models import convolutions, vit, weights
 from affjax.state import TrainState
 
 WEIGHTS = ("ema", "raw")
-FIELDS = ("source", "checkpoint", "weights", "include", "exclude", "rename")
+FIELDS = ("source", "checkpoint", "weights", "include", "exclude", "rename", "more")
 ENCODER = "model/encoder/"
 POSITIONS = f"{ENCODER}positions"
 FILES = (".npz", ".safetensors")
@@ -100,29 +102,81 @@ def read(
     ValueError: there is no such source, a pattern fits nothing, nothing is left to take, or an
       array has another shape or numbers that are none; or the weights are of another encoder.
   """
-  if not section or not section.get("source"):
-    return None
-  if unknown := sorted(set(section) - set(FIELDS)):
-    raise ValueError(f"config.initialise takes no {unknown}; it takes {', '.join(FIELDS)}")
-  arrays, facts = _open(section)
-  differ = _differences(facts, model)
-  found = _renamed(arrays, section.get("rename") or ())
   own = paths.named(state.params) | paths.named(state.model_state)
+  parts = [_part(one, own, model, where) for where, one in _sections(section or {}).items()]
+  if not parts:
+    return None
+  for one, other in itertools.combinations(parts, 2):
+    if twice := [name for name in one.taken if name in other.taken]:
+      raise ValueError(
+        f"{other.where} takes {paths.like('', twice)}, which {one.where} takes: set include or"
+        " exclude, so that each has its own"
+      )
+  arrays = {name: array for part in parts for name, array in part.taken.items()}
+  facts = parts[0].facts | ({"more": [part.facts for part in parts[1:]]} if parts[1:] else {})
+  return Taken(arrays, facts, "\n".join(_report(part, own, arrays) for part in parts))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+  """What one source gives.
+
+  Attributes:
+    where: the section of the config that names it.
+    taken: name in this run -> array.
+    facts: where they are from.
+    chosen: names in this run that are asked for.
+    found: the source's arrays under names of this run.
+    resized: those of `taken` that were of another size.
+    differ: what the run's encoder has otherwise than the weights need it.
+  """
+
+  where: str
+  taken: dict[str, np.ndarray]
+  facts: dict[str, Any]
+  chosen: list[str]
+  found: Mapping[str, np.ndarray]
+  resized: dict[str, np.ndarray]
+  differ: str
+
+
+def _sections(section: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+  """Where -> a section that names a source."""
+  more = section.get("more") or {}
+  if not (isinstance(more, Mapping) and all(isinstance(one, Mapping) for one in more.values())):
+    raise ValueError(
+      f"config.initialise.more={more!r}: use name=dict(source=...), as many as it is"
+    )
+  where = "config.initialise"
+  sections = {where: section} | {f"{where}.more.{name}": one for name, one in more.items()}
+  for where, one in sections.items():
+    allowed = FIELDS if one is section else FIELDS[:-1]
+    if (unknown := sorted(set(one) - set(allowed))) and (one.get("source") or one is not section):
+      raise ValueError(f"{where} takes no {unknown}; it takes {', '.join(allowed)}")
+  return {where: one for where, one in sections.items() if one.get("source")}
+
+
+def _part(
+  section: Mapping[str, Any], own: Mapping[str, Any], model: Mapping[str, Any] | None, where: str
+) -> _Part:
+  arrays, facts = _open(section, where)
+  differ = _differences(facts, model)
+  found = _renamed(arrays, section.get("rename") or (), where)
   found = _normed_as(_stacked_as(found, own), own, model)
-  chosen = _chosen(own, section)
+  chosen = _chosen(own, section, where)
   if not (common := [name for name in chosen if name in found]):
     raise ValueError(
-      f"config.initialise: {facts['source']} has none of the parameters that are asked for, such as"
+      f"{where}: {facts['source']} has none of the parameters that are asked for, such as"
       f" {paths.like(next(iter(found), ''), chosen)}; it has {paths.like(chosen[0], found)}:"
-      " config.initialise.rename makes other names of them"
+      f" {where}.rename makes other names of them"
     )
   resized = _resized(found, own, common)
   taken = {name: resized.get(name, found[name]) for name in common}
-  _check_shapes(taken, own, facts)
+  _check_shapes(taken, own, facts, where)
   taken = {name: array.astype(own[name].dtype) for name, array in taken.items()}
-  _check_finite(taken, facts["source"])
+  _check_finite(taken, facts["source"], where)
   facts["arrays"] = len(taken)
-  return Taken(taken, facts, _report(facts, taken, own, chosen, found, resized) + differ)
+  return _Part(where, taken, facts, chosen, found, resized, differ)
 
 
 def fill(state: TrainState, arrays: Mapping[str, jax.Array | np.ndarray]) -> TrainState:
@@ -144,7 +198,7 @@ def fill(state: TrainState, arrays: Mapping[str, jax.Array | np.ndarray]) -> Tra
   )
 
 
-def _open(section: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _open(section: Mapping[str, Any], where: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
   """The source's arrays by name, and where they are from."""
   path = weights.find(section["source"])
   if path.is_file() and path.suffix in FILES:
@@ -152,12 +206,12 @@ def _open(section: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, 
   root = path / workdir.CHECKPOINTS
   if not root.is_dir():
     raise ValueError(
-      f"config.initialise.source={section['source']!r} is neither the folder of a run nor a file"
+      f"{where}.source={section['source']!r} is neither the folder of a run nor a file"
       f" ({' or '.join(FILES)}) nor the name of imported weights ({', '.join(weights.KNOWN)})"
     )
   kind = section.get("weights") or WEIGHTS[0]
   if kind not in WEIGHTS:
-    raise ValueError(f"config.initialise.weights={kind!r}: use one of {', '.join(WEIGHTS)}")
+    raise ValueError(f"{where}.weights={kind!r}: use one of {', '.join(WEIGHTS)}")
   step = checkpoints.pick(root, str(section.get("checkpoint") or "best"))
   folder = root / str(step)
   parts = checkpoints.read(folder, ("ema", "params", "model_state"))
@@ -234,48 +288,45 @@ def _first(need: Any) -> Any:
 
 
 def _renamed(
-  arrays: Mapping[str, np.ndarray], rules: Iterable[tuple[str, str]]
+  arrays: Mapping[str, np.ndarray], rules: Iterable[tuple[str, str]], where: str
 ) -> dict[str, np.ndarray]:
   """The arrays under the names of this run."""
   now = {name: name for name in arrays}
   for rule in rules:
     pair = isinstance(rule, list | tuple) and [type(part) for part in rule] == [str, str]
     if not pair:
-      raise ValueError(f"config.initialise.rename: {rule!r} is not a (pattern, replacement)")
+      raise ValueError(f"{where}.rename: {rule!r} is not a (pattern, replacement)")
     try:
       after = {name: re.sub(*rule, current) for name, current in now.items()}
     except (re.error, IndexError, OverflowError, RecursionError) as e:
-      raise ValueError(f"config.initialise.rename: {rule!r}: {e}") from e
+      raise ValueError(f"{where}.rename: {rule!r}: {e}") from e
     if after == now:
       like = paths.like(rule[0], now.values())
-      raise ValueError(f"config.initialise.rename: {rule[0]!r} changes no name; there are {like}")
+      raise ValueError(f"{where}.rename: {rule[0]!r} changes no name; there are {like}")
     now = after
   renamed: dict[str, str] = {}
   for name, current in now.items():
     if current in renamed:
-      raise ValueError(
-        f"config.initialise.rename makes {current} of both {renamed[current]} and {name}"
-      )
+      raise ValueError(f"{where}.rename makes {current} of both {renamed[current]} and {name}")
     renamed[current] = name
   return {current: arrays[name] for current, name in renamed.items()}
 
 
-def _chosen(own: Mapping[str, Any], section: Mapping[str, Any]) -> list[str]:
+def _chosen(own: Mapping[str, Any], section: Mapping[str, Any], where: str) -> list[str]:
   """The names of this run that are included and not excluded."""
   fits = {}
   for field in ("include", "exclude"):
     if text := section.get(field):
-      where = f"config.initialise.{field}"
       if not isinstance(text, str):
-        raise ValueError(f"{where}={text!r}: use one pattern, as text")
-      pattern = paths.pattern(text, where)
+        raise ValueError(f"{where}.{field}={text!r}: use one pattern, as text")
+      pattern = paths.pattern(text, f"{where}.{field}")
       fits[field] = {name for name in own if pattern.search(name)}
       if not fits[field]:
         like = paths.like(text, own)
-        raise ValueError(f"{where}={text!r} fits no parameter; there are {like} and others")
+        raise ValueError(f"{where}.{field}={text!r} fits no parameter; there are {like} and others")
   chosen = fits.get("include", set(own)) - fits.get("exclude", set())
   if not chosen:
-    raise ValueError("config.initialise.exclude leaves nothing of what include fits")
+    raise ValueError(f"{where}.exclude leaves nothing of what include fits")
   return [name for name in own if name in chosen]
 
 
@@ -325,7 +376,7 @@ def _grid(length: int) -> tuple[int, bool]:
 
 
 def _check_shapes(
-  taken: Mapping[str, np.ndarray], own: Mapping[str, Any], facts: Mapping[str, Any]
+  taken: Mapping[str, np.ndarray], own: Mapping[str, Any], facts: Mapping[str, Any], where: str
 ) -> None:
   wrong = [name for name, array in taken.items() if array.shape != own[name].shape]
   if not wrong:
@@ -335,48 +386,43 @@ def _check_shapes(
   few = f"='{'|'.join(wrong)}'" if len(wrong) <= 4 else ""
   needs = f" (config.model.encoder that it fits: {facts['model']})" if "model" in facts else ""
   raise ValueError(
-    f"config.initialise: {facts['source']}: {first}{more}: leave out what is of another size"
-    f" with config.initialise.exclude{few}{needs}"
+    f"{where}: {facts['source']}: {first}{more}: leave out what is of another size"
+    f" with {where}.exclude{few}{needs}"
   )
 
 
-def _check_finite(taken: Mapping[str, np.ndarray], source: str) -> None:
+def _check_finite(taken: Mapping[str, np.ndarray], source: str, where: str) -> None:
   wrong = [name for name, array in taken.items() if not np.isfinite(array).all()]
   if wrong:
     more = f", and {len(wrong) - 1} more do" if len(wrong) > 1 else ""
     raise ValueError(
-      f"config.initialise: {source}: {wrong[0]} holds NaN or infinity{more}: leave it out with"
-      " config.initialise.exclude, or take another source"
+      f"{where}: {source}: {wrong[0]} holds NaN or infinity{more}: leave it out with"
+      f" {where}.exclude, or take another source"
     )
 
 
-def _report(
-  facts: Mapping[str, Any],
-  taken: Mapping[str, np.ndarray],
-  own: Mapping[str, Any],
-  chosen: Iterable[str],
-  found: Mapping[str, np.ndarray],
-  resized: Mapping[str, np.ndarray],
-) -> str:
+def _report(part: _Part, own: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
+  """What is taken of a source, and what is not; `arrays`: what is taken of any."""
+  facts, taken = part.facts, part.taken
   from_run = f" step {facts['step']}, {facts['weights']} weights" if "step" in facts else ""
   numbers = sum(array.size for array in taken.values())
-  left_out = [name for name in own if name not in set(chosen)]
-  absent = [name for name in chosen if name not in taken]
+  asked = set(part.chosen)
   lines = [
     f"start  {facts['source']}{from_run}",
     f"       taken: {len(taken)} of {len(own)} arrays, {numbers:,} numbers: {_counts(taken)}",
   ]
   lines += [
-    f"       resized: {n} {found[n].shape} -> {array.shape}" for n, array in resized.items()
+    f"       resized: {n} {part.found[n].shape} -> {array.shape}"
+    for n, array in part.resized.items()
   ]
   for what, names in (
-    ("at random, not asked for", left_out),
-    ("at random, not in the source", absent),
-    ("of the source, not used", [name for name in found if name not in taken]),
+    ("at random, not asked for", [n for n in own if n not in asked and n not in arrays]),
+    ("at random, not in the source", [n for n in part.chosen if n not in arrays]),
+    ("of the source, not used", [n for n in part.found if n not in taken]),
   ):
     if names:
       lines.append(f"       {what}: {len(names)} arrays: {_counts(names)}")
-  return "\n".join(lines)
+  return "\n".join(lines) + part.differ
 
 
 def _counts(names: Iterable[str]) -> str:

@@ -92,6 +92,7 @@ def training(config: ml_collections.ConfigDict) -> None:
     include=".*",
     exclude="",
     rename=(),  # (pattern, replacement) pairs, from the source's names to this run's
+    more=dict(),  # name -> the same fields: further sources, each of parameters of its own
   )
 
 

@@ -329,6 +329,14 @@ def test_weights_may_be_given_away_only_if_all_that_they_are_made_of_may(
     assert "a package" in text
 
 
+def test_of_several_sources_of_initial_weights_each_has_its_say(folder, tmp_path):
+  facts = {"licence": "MIT", "more": [{"licence": "CC-BY-NC-4.0", "provenance": "a laboratory"}]}
+  text = described(debug_config(**SMALL), facts, tmp_path, folder)
+  assert "- Initial weights: MIT.\n- Initial weights: CC-BY-NC-4.0." in text
+  assert "a laboratory" in text
+  assert "These weights: unknown" in text
+
+
 def test_every_data_set_that_there_is_has_its_licence():
   assert set(records.names()) <= set(card.LICENCES)
 

@@ -344,6 +344,33 @@ def test_what_cannot_be_taken_is_said_in_one_line(run, tmp_path):
   refuse("rename: 'stem' is not a", npz, rename=["stem", "x"])
 
 
+def test_several_sources_give_parameters_of_their_own(run, tmp_path):
+  name = "model/decoder/heads/kernel"
+  own = flat(state_of().params)
+  kernel = np.full(own[name].shape, 7.0, np.float32)
+  np.savez(tmp_path / "w.npz", kernel=kernel)
+  heads = dict(
+    source=str(tmp_path / "w.npz"), include="heads", rename=[["^", "model/decoder/heads/"]]
+  )
+  taken = read(run, include="encoder", more={"heads": heads})
+  assert (taken.arrays[name] == 7).all()
+  encoder = read(run, include="encoder").arrays
+  assert set(taken.arrays) == {*encoder, name}
+  assert all((taken.arrays[n] == x).all() for n, x in encoder.items())
+  assert (taken.facts["arrays"], taken.facts["more"][0]["arrays"]) == (len(encoder), 1)
+  assert taken.report.count("start  ") == 2
+  # Without the first, the second is all that there is.
+  alone = initialise.read({"source": None, "more": {"heads": heads}}, state_of())
+  assert set(alone.arrays) == {name}
+  assert alone.facts["source"].endswith("w.npz")
+  twice = "more.heads takes model/decoder/heads/kernel.*, which config.initialise takes: set"
+  refuse(twice, **heads, more={"heads": heads})
+  again = "config.initialise.more.heads.include='hed' fits no parameter"
+  refuse(again, run, include="encoder", more={"heads": heads | {"include": "hed"}})
+  refuse("more.heads takes no .'more'.", run, more={"heads": heads | {"more": {}}})
+  refuse("more='heads': use name=dict", run, more="heads")
+
+
 def test_nothing_asked_for_is_nothing_read():
   assert initialise.read(None, state_of()) is None
   assert initialise.read({"source": None, "include": "typo"}, state_of()) is None
