@@ -526,7 +526,7 @@ def score(
     mesh: devices.
     splits: default: the one that choices are made on and those that are reported.
     which: "best" by the run's metric, "latest", or a step.
-    weights: "ema" (the moving average, where one is kept) or "raw".
+    weights: "ema" (the moving average; where none is kept, "raw") or "raw".
     output: file in `where`; None: no file.
     facts: further entries of what is returned and written.
     rows: filled with what the model gave, split -> `Outputs`, see `Evaluator`.
@@ -542,6 +542,7 @@ def score(
   _, rules = experiment.open_mesh(config)
   restored, _ = saved.restore(step, experiment.abstract_state(procedure, mesh, rules))
   saved.close()
+  weights = "raw" if restored.ema is None else weights
   params = restored.averaged if weights == "ema" else restored.params
   primary = jax.process_index() == 0
   names = list(dict.fromkeys(data.with_no_view(splits or (data.select, *data.report))))

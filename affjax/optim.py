@@ -42,7 +42,8 @@ OTHERS = "others"
 NOT_DECAYED = re.compile(r"token|position|register")
 # Blocks that are one module, each parameter with a first axis of blocks: no number follows.
 STACKED = re.compile(r"(?:^|/)\w*blocks/(?!\d+/)")
-ENCODER = re.compile(r"^model/encoder/(.*)")
+# Of a model, or of each of several that are one.
+ENCODER = re.compile(r"^model/(?:members/\d+/)?encoder/(.*)")
 
 
 class Optimizer(NamedTuple):

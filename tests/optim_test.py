@@ -418,6 +418,13 @@ def test_layers_further_from_the_output_learn_more_slowly():
   assert factors == LAYERS | biases
 
 
+def test_layers_of_several_networks_learn_as_those_of_one():
+  one = net()["model"]
+  factors = optim.layer_factors({"model": {"members": {0: one, 1: one}}}, 0.5)
+  alone = optim.layer_factors({"model": one}, 0.5)["model"]
+  assert factors["model"]["members"] == {0: alone, 1: alone}
+
+
 def test_of_stacked_blocks_each_has_its_own_factor():
   factors = optim.layer_factors(net(stacked=True), 0.5)["model"]["encoder"]["blocks"]["mlp"]
   assert factors["kernel"].shape == (4, 1, 1)
