@@ -53,6 +53,11 @@ def bind(section: Mapping[str, Any], package: str, given: int) -> Callable[..., 
   return functools.partial(target, **arguments)
 
 
+def find(section: Mapping[str, Any], package: str) -> Any:
+  """What `section["name"]` points at, as in `build`; it is not called."""
+  return _read(section, package)[1]
+
+
 def _read(section: Mapping[str, Any], package: str) -> tuple[str, Any, dict[str, Any]]:
   try:
     arguments = dict(section)

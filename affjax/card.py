@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from affjax import contract, evaluate, monitor, state, workdir
-from affjax.data import records
+from affjax.data import paired, records
 
 CODE = "Apache-2.0"
 # Data set -> its licence in words, and whether it lets weights that learnt from it be given away.
@@ -72,8 +72,8 @@ def text(
   """
   config, starts = predictor.config, workdir.entries(where / workdir.STARTS)
   first = starts[0] if starts else {}
-  free, licence = _licence(config["data"]["name"], first.get("initialise"))
-  rendered = config["data"]["name"] == "synthetic_faces" and not first.get("initialise")
+  free, licence = _licence(_sets(config), first.get("initialise"))
+  rendered = set(_sets(config)) == {"synthetic_faces"} and not first.get("initialise")
   parts = {
     "": _what(predictor, weights),
     "Scores": _scores(scores),
@@ -103,7 +103,7 @@ def _code(value: Any) -> str:
 
 def _head(config: Mapping[str, Any], free: bool) -> str:
   """What hubs read: YAML, of which JSON is a part."""
-  tags = ["jax", "flax", "facial-affect", *config["labels"], config["data"]["name"]]
+  tags = ["jax", "flax", "facial-affect", *config["labels"], *_sets(config)]
   lines = ["library_name: affjax", f"license: {CODE.lower() if free else 'other'}"]
   if not free:
     lines.append("license_name: see-licence-below")
@@ -111,10 +111,18 @@ def _head(config: Mapping[str, Any], free: bool) -> str:
   return "\n".join(["---", *lines, "---"])
 
 
-def _licence(name: str, initialise: Mapping[str, Any] | None) -> tuple[bool, str]:
+def _sets(config: Mapping[str, Any]) -> list[str]:
+  """Names of the data sets that are learnt from."""
+  beside = paired.Auxiliary.of(config)
+  return list(dict.fromkeys([config["data"]["name"], *[beside.name] * bool(beside)]))
+
+
+def _licence(names: Sequence[str], initialise: Mapping[str, Any] | None) -> tuple[bool, str]:
   """Whether the weights may be given away as far as is known, and all that is known of it."""
-  data, free = LICENCES.get(name, ("unknown", False))
-  lines = [f"- Code (affjax): {CODE}.", f"- Data ({plain(name)}): {data}."]
+  known = {name: LICENCES.get(name, ("unknown", False)) for name in names}
+  free = all(of_data for _, of_data in known.values())
+  lines = [f"- Code (affjax): {CODE}."]
+  lines += [f"- Data ({plain(name)}): {licence}." for name, (licence, _) in known.items()]
   for source in [initialise, *initialise.get("more", ())] if initialise else ():
     theirs = source.get("licence") or "unknown"
     free = free and theirs in FREE
@@ -133,7 +141,7 @@ def _licence(name: str, initialise: Mapping[str, Any] | None) -> tuple[bool, str
 
 def _what(predictor: Any, weights: str) -> str:
   config = predictor.config
-  model, data = config["model"], config["data"]
+  model = config["model"]
   parts = [model[part]["name"] for part in ("encoder", "temporal", "decoder") if model.get(part)]
   variant = model["encoder"].get("variant")
   parts[0] += f" {variant}" if variant else ""
@@ -141,8 +149,9 @@ def _what(predictor: Any, weights: str) -> str:
   number = state.count(predictor.arrays[0]["model"])
   return (
     f"# Facial affect: {', '.join(map(plain, config['labels']))}\n\n"
-    f"{' -> '.join(map(_code, parts))}, {number:,} parameters, learnt from {_code(data['name'])} by"
-    f" affjax. Step {predictor.step}, {'moving average of the' if average else 'raw'} weights.\n"
+    f"{' -> '.join(map(_code, parts))}, {number:,} parameters, learnt from"
+    f" {' and '.join(map(_code, _sets(config)))} by affjax. Step {predictor.step},"
+    f" {'moving average of the' if average else 'raw'} weights.\n"
   )
 
 

@@ -113,13 +113,11 @@ def tpus(topology: str) -> Sequence[jax.Device]:
 
 def _open(config: Mapping[str, Any], data: experiment.Data) -> Any:
   """Opens every split that the run would read; returns the shapes of a training batch."""
-  if data.sampling == "class_balanced":
-    data.require("expression", "config.data.sampling='class_balanced'")
   evaluate.check_metric(config, data)
   for split in data.with_no_view((data.select, *data.report)):
     data.records(split).batch(np.arange(1))
     data.windows(split)
-  first = data.records(data.train_split).batch(experiment.order(config, data)[0][:1])
+  first = data.training.batch(experiment.order(config, data)[0][:1])
   size = config["batch_size"]
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), first)
 

@@ -25,7 +25,7 @@ from affjax import (
   workdir,
 )
 from affjax.data import clips, pipeline, records
-from affjax.labels import TASKS, remap
+from affjax.labels import EXPRESSION_SEVEN, TASKS, remap
 from affjax.procedures.self_supervised import RECONSTRUCTION
 
 SCORES = "scores.json"
@@ -125,7 +125,8 @@ class Scoring:
 
     Names: `va/ccc`, `va/ccc/valence`, `expression/f1`, `expression/accuracy`,
     `expression/f1/anger`, `expression/cross_entropy`, `au/f1`, `au/f1/AU1`, `p_mtl`; where hard
-    labels follow a rule its name comes second: `expression/strict/f1`. Without labels:
+    labels follow a rule its name comes second: `expression/strict/f1`. Where the seven expressions
+    of ABAW1-2 are scored and no other, also their score, `expression/abaw2`. Without labels:
     `reconstruction/mse`, `reconstruction/r2`.
     """
     of = (lambda m: m.floor()) if floor else (lambda m: m.compute())
@@ -166,6 +167,8 @@ class Scoring:
 
   def _expression(self, name: str, score: Mapping[str, Any]) -> Scores:
     out = {f"{name}/f1": score["f1"], f"{name}/accuracy": score["accuracy"]}
+    if set(self.names_of("expression")) == set(EXPRESSION_SEVEN):
+      out[f"{name}/abaw2"] = metrics.expression_abaw2(score["f1"], score["accuracy"])
     if "f1_per_class" in score:
       pairs = zip(self.names_of("expression"), score["f1_per_class"], strict=True)
       out |= {f"{name}/f1/{n}": v for n, v in pairs}

@@ -1,6 +1,8 @@
 """A config, opened: its data sets, the shapes of its state, what it says of itself."""
 
 import dataclasses
+import functools
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,26 +14,34 @@ import numpy as np
 from jax.sharding import Mesh
 
 from affjax import cost, optim, paths, procedures, resident, sharding, state
-from affjax.build import bind
-from affjax.data import clips, features, packed, pipeline, prepare, records, selection, views
-from affjax.models import graphs
+from affjax.build import bind, find
+from affjax.data import (
+  clips,
+  features,
+  packed,
+  paired,
+  pipeline,
+  prepare,
+  records,
+  selection,
+  views,
+)
 
-SAMPLING = ("uniform", "class_balanced")
+SAMPLING = ("uniform", "class_balanced", "per_task")
 UNREADABLE = ("error", "skip")
 # After the name of a split: its labels as they are, where the config has it read through a view.
 NO_VIEW = "/no_view"
 # A unit on in fewer than one of 21 entries is weighed as if it were on in that many: one batch has
 # too few of a rarer one, and the loss would be theirs alone.
 POSITIVE_WEIGHT_LIMIT = 20.0
-# The decoder whose adjacency may come from the training split.
-LABEL_GRAPH = "graphs.LabelGraph"
 
 
 class Data:
   """The data sets of a run, opened: training split, splits to choose by and to report.
 
   The training split and the one that choices are made on are read through `config.data.view`; a
-  split that is reported is never, nor is one whose name is followed by NO_VIEW.
+  split that is reported is never, nor is one whose name is followed by NO_VIEW. An auxiliary data
+  set is trained on beside the first one, through no view, and is nothing else.
 
   Args:
     config: of the run.
@@ -54,6 +64,8 @@ class Data:
     self._skipped: dict[str, records.Skipped] = {}
     self._view = data.get("view") or {}  # likewise
     views.View(**self._view)  # what it refuses is said before any data is made
+    self._paired = paired.Auxiliary.of(config)  # likewise
+    self._config, self._data_dir = config, data_dir
     self.clips = clips.Clips.of(config)
     self.labels = config["labels"]
     self.build = records.builder(data["name"], data["config"], data_dir)
@@ -138,10 +150,100 @@ class Data:
       found = [records.shards(self.build, split) for split in chosen.splits]
     return found
 
+  @functools.cached_property
+  def auxiliary(self) -> "Data | None":
+    """The second data set, see `affjax.data.paired`; opened, and prepared, where it is asked for.
+
+    Raises:
+      ValueError: it cannot be opened, or has no label that the config has.
+    """
+    if not self._paired:
+      return None
+    section = self._paired.section(self._config["data"])
+    found = Data({**self._config, "data": section}, self._data_dir)
+    if self.labels and not any(mask.any() for mask in found.targets[1].values()):
+      raise ValueError(
+        f"config.data.auxiliary: {found.name} {found.train_split} has no label of"
+        f" {', '.join(self.labels)} and would teach nothing: use another data set or split"
+      )
+    return found
+
+  @property
+  def sets(self) -> "list[Data]":
+    """What is trained on: this data set and, where there is one, the auxiliary one."""
+    return [self, self.auxiliary] if self.auxiliary else [self]
+
+  @property
+  def name(self) -> str:
+    """Of the data set and its config."""
+    config = self.build.builder_config
+    return f"{self.build.name} {config.name}" if config else self.build.name
+
+  @property
+  def fingerprint(self) -> str:
+    """Of all that is trained on."""
+    found = [data.summary["fingerprint"] for data in self.sets]
+    return found[0] if len(found) == 1 else hashlib.sha256("/".join(found).encode()).hexdigest()
+
+  @functools.cached_property
+  def training(self) -> records.Records:
+    """What is trained on: the training split and, after it, that of the auxiliary set."""
+    first, *others = [data.records(data.train_split) for data in self.sets]
+    if not others:
+      return first
+    name, skipped = f"{self.train_split} and {self.auxiliary.name}", None
+    if self._unreadable == "skip":
+      length = sum(map(len, (first, *others)))
+      skipped = self._skipped.setdefault(name, records.Skipped(name, length))
+    return records.one_after_other((first, *others), self.labels, skipped)
+
   @property
   def targets(self) -> records.Labels:
-    """Labels and masks of the training split, as training sees them."""
-    return self.seen(self.train_split)
+    """Labels and masks of all that is trained on, as training sees them."""
+    return self.training.seen
+
+  @property
+  def keys(self) -> list[str]:
+    """Of the rows of `training`; those of the auxiliary set after its name."""
+    return [
+      key.decode() if data is self else f"{data.name}: {key.decode()}"
+      for data in self.sets
+      for key in data.table(data.train_split)["key"].tolist()
+    ]
+
+  def parts(self, batch_size: int) -> list[pipeline.Part]:
+    """What every global batch is made of, see `pipeline.in_parts`; rows are those of `training`.
+
+    Raises:
+      ValueError: sampling needs labels that there are not, or another size.
+    """
+    if (windows := self.windows(self.train_split)) is not None:
+      return [pipeline.Part(windows, batch_size)]
+    beside, first = self._paired.rows(batch_size), len(self.table(self.train_split)["key"])
+    if self.sampling == "per_task":
+      parts = self._of_tasks(batch_size - beside, beside)
+    else:
+      parts = [pipeline.Part(range(first), batch_size - beside, strata=self.strata)]
+    if self.auxiliary:
+      parts.append(pipeline.Part(range(first, len(self.training)), beside))
+    return parts
+
+  def _of_tasks(self, size: int, beside: int) -> list[pipeline.Part]:
+    """Equal parts, each of the rows that a task is labelled in, to teach that task."""
+    masks = self.seen(self.train_split)[1]
+    of_any = lambda mask: np.flatnonzero(mask.reshape(len(mask), -1).any(1))
+    rows = {task: of_any(masks[task]) for task in sorted(self.labels) if task in masks}
+    rows = {task: found for task, found in rows.items() if len(found)}
+    where = f"{self.build.name} {self.train_split}"
+    if not rows:
+      raise ValueError(f"config.data.sampling='per_task' needs labels, and {where} has none")
+    if size % len(rows):
+      less = f" less {beside} of config.data.auxiliary" if beside else ""
+      raise ValueError(
+        f"config.batch_size={size + beside}{less} is not a multiple of the {len(rows)} tasks that"
+        f" are labelled in {where} ({', '.join(rows)}), as config.data.sampling='per_task' needs"
+      )
+    return [pipeline.Part(found, size // len(rows), task) for task, found in rows.items()]
 
   def _vectors(self, chosen: selection.Selection) -> features.Features:
     """What is read in place of images."""
@@ -182,10 +284,19 @@ class Data:
 
   @property
   def strata(self) -> np.ndarray | None:
-    """What sampling balances: [rows] most probable expression, -1 = unlabelled; None: nothing."""
-    if self.sampling == "uniform":
+    """What sampling balances: [rows] most probable expression, -1 = unlabelled; None: nothing.
+
+    Raises:
+      ValueError: no row of the training split has one.
+    """
+    if self.sampling != "class_balanced":
       return None
-    labels, mask = self.targets
+    labels, mask = self.seen(self.train_split)
+    if not mask.get("expression", np.zeros(1)).any():
+      raise ValueError(
+        "config.data.sampling='class_balanced' needs labels, and"
+        f" {self.build.name} {self.train_split} has none of expression"
+      )
     return np.where(mask["expression"] > 0, labels["expression"].argmax(1), -1)
 
   def require(self, task: str, what: str) -> None:
@@ -197,26 +308,31 @@ class Data:
 
   def describe(self) -> str:
     """Counts per split and task as seen; tasks without labels are masked and said to be."""
-    config = f" {self.build.builder_config.name}" if self.build.builder_config else ""
-    lines = [f"data   {self.build.name}{config} {self.build.version}"]
+    lines = [f"data   {self.name} {self.build.version}"]
     for split in dict.fromkeys((self.train_split, self.select, *self.report)):
-      numbers = {task: self.labelled(split, task) for task in self.labels}
-      tasks = [f"{t} {n}" if n else f"{t} unlabelled (masked)" for t, n in numbers.items()]
-      tasks = tasks or ["no labels are read"]
-      view = f", {self.view(split)}" if self.view(split) else ""
-      lines.append(
-        f"       {split}: {len(self.table(split)['key'])} images ({', '.join(tasks)}){view}"
-      )
+      lines.append(self._counted(split))
       if split in (self.select, *self.report) and (learnt := self._learnt(split)):
         lines.append(f"       warning: {learnt} of them are trained on, so its scores are too high")
+    for data in self.sets[1:]:
+      lines += [f"beside {data.name} {data.build.version}", data._counted(data.train_split)]
     return "\n".join(lines)
+
+  def _counted(self, split: str) -> str:
+    """A line of the numbers of a split."""
+    numbers = {task: self.labelled(split, task) for task in self.labels}
+    tasks = [f"{t} {n}" if n else f"{t} unlabelled (masked)" for t, n in numbers.items()]
+    tasks = tasks or ["no labels are read"]
+    view = f", {self.view(split)}" if self.view(split) else ""
+    return f"       {split}: {len(self.table(split)['key'])} images ({', '.join(tasks)}){view}"
 
   def _learnt(self, split: str) -> int:
     """How many images of a split are trained on, too."""
-    parts = [set(selection.Selection.parse(name).splits) for name in (split, self.train_split)]
-    if not parts[0] & parts[1]:
-      return 0
-    return int(np.isin(self.table(split)["key"], self.table(self.train_split)["key"]).sum())
+    keys, own = self.table(split)["key"], set(selection.Selection.parse(split).splits)
+    learnt = np.zeros(len(keys), bool)
+    for data in (d for d in self.sets if d.build.data_dir == self.build.data_dir):
+      if own & set(selection.Selection.parse(data.train_split).splits):
+        learnt |= np.isin(keys, data.table(data.train_split)["key"])
+    return int(learnt.sum())
 
 
 @dataclasses.dataclass
@@ -233,27 +349,27 @@ def resolve(config: Mapping[str, Any], data: Data | None) -> dict[str, Any]:
   """The config with numbers in place of all that it asks of the training split's labels.
 
   Raises:
-    ValueError: see `resolve_losses` and `resolve_graph`.
+    ValueError: see `resolve_losses` and `resolve_decoder`.
   """
-  return resolve_graph(resolve_losses(config, data), data)
+  return resolve_decoder(resolve_losses(config, data), data)
 
 
-def resolve_graph(config: Mapping[str, Any], data: Data | None) -> dict[str, Any]:
-  """The config with the adjacency of its labels, where its decoder makes its outputs by a graph.
+def resolve_decoder(config: Mapping[str, Any], data: Data | None) -> dict[str, Any]:
+  """The config with what its decoder asks of the training split's labels.
 
-  Without data no label has a neighbour. What the config gives stays.
+  A decoder asks by a function `resolved` of its class: see `graphs.LabelGraph`. Without data there
+  are no labels.
 
   Raises:
-    ValueError: options of the graph that do not exist.
+    ValueError: there is no such decoder, or it refuses its options.
   """
-  decoder = config["model"].get("decoder", {})
-  if decoder.get("name") != LABEL_GRAPH or decoder.get("adjacency") is not None:
+  section = config["model"].get("decoder")
+  resolved = getattr(find(section, "affjax.models"), "resolved", None) if section else None
+  if resolved is None:
     return dict(config)
   outputs = {task: len(names) for task, names in config["labels"].items()}
-  options = {name: decoder[name] for name in ("graph", "threshold") if name in decoder}
-  labels, mask = data.targets if data else ({}, {})
-  adjacency = graphs.of_labels(labels, mask, outputs, **options).tolist()
-  return {**config, "model": {**config["model"], "decoder": {**decoder, "adjacency": adjacency}}}
+  section = resolved(section, *(data.targets if data else ({}, {})), outputs)
+  return {**config, "model": {**config["model"], "decoder": section}}
 
 
 def resolve_losses(config: Mapping[str, Any], data: Data | None) -> dict[str, Any]:
@@ -267,6 +383,8 @@ def resolve_losses(config: Mapping[str, Any], data: Data | None) -> dict[str, An
   - `logit_adjustment="prior"`: the share of each class.
   - `positive_weight="balanced"`: negatives / positives of each unit, at most
     POSITIVE_WEIGHT_LIMIT; 1 where either is missing.
+  - `unit_weights="inverse"`: in inverse proportion to how often each unit is on, with mean 1; 1 for
+    a unit that never is.
   A soft label counts in parts. Every loss is then tried on the shape of its task.
 
   Raises:
@@ -316,11 +434,18 @@ def _positive_weight(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
   return np.minimum(ratio, POSITIVE_WEIGHT_LIMIT)
 
 
+def _inverse_frequency(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
+  on = positive > 0
+  inverse = np.where(on, (positive + negative) / np.where(on, positive, 1), 0)
+  return np.where(on, on.sum() * inverse / np.maximum(inverse.sum(), 1), 1)
+
+
 # Option of a loss -> what it is called in a config, and the numbers that this stands for.
 _FROM_COUNTS = {
   "class_weights": ("balanced", _class_weights),
   "logit_adjustment": ("prior", _prior),
   "positive_weight": ("balanced", _positive_weight),
+  "unit_weights": ("inverse", _inverse_frequency),
 }
 
 
@@ -354,15 +479,17 @@ def placement(config: Mapping[str, Any], data: Data, mesh: Mesh) -> resident.Pla
   Raises:
     ValueError: no such placement, or it does not fit.
   """
-  return resident.plan(wanted_placement(config), data.records(data.train_split), mesh)
+  return resident.plan(wanted_placement(config), data.training, mesh)
 
 
 def order(config: Mapping[str, Any], data: Data) -> grain.MapDataset:
-  """Step -> rows of the training split in its global batch: [batch], of clips [batch, length]."""
-  windows = data.windows(data.train_split)
-  count = len(data.records(data.train_split)) if windows is None else len(windows)
-  numbers = pipeline.order(count, config["seed"], config["batch_size"], data.strata)
-  return numbers if windows is None else pipeline.of_windows(numbers, windows)
+  """Step -> rows of `data.training` in its global batch: [batch], of clips [batch, length]."""
+  return pipeline.in_parts(data.parts(config["batch_size"]), config["seed"])
+
+
+def taught(config: Mapping[str, Any], data: Data) -> pipeline.Taught:
+  """What the places of a global batch teach."""
+  return pipeline.taught_by(data.parts(config["batch_size"]), config["labels"])
 
 
 def wanted_placement(config: Mapping[str, Any]) -> str:
@@ -373,15 +500,16 @@ def wanted_placement(config: Mapping[str, Any]) -> str:
 def hold(
   config: Mapping[str, Any], data: Data, mesh: Mesh, plan: resident.Plan
 ) -> resident.Resident | None:
-  """The training split on the devices; None if it is streamed."""
+  """What is trained on, on the devices; None if it is streamed."""
   if plan.where == "stream":
     return None
   return resident.Resident(
-    data.records(data.train_split),
+    data.training,
     mesh,
     spread=plan.where == "spread",
     threads=config["data"]["threads"],
     progress=jax.process_index() == 0,
+    taught=taught(config, data),
   )
 
 
@@ -488,16 +616,7 @@ def describe(config: Mapping[str, Any], data: Data | None, procedure: Any, mesh:
   processes = len({device.process_index for device in devices})
   axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
   rules = config["mesh"].get("rules", "replicated")
-  steps, batch_size = config["steps"], config["batch_size"]
-  what = f"clips of {cut.length} frames" if cut else "images"
-  extras = []
-  if data:
-    windows = data.windows(data.train_split)
-    seen = data.records(data.train_split) if windows is None else windows
-    extras += [f"= {steps * batch_size / len(seen):.1f} epochs"]
-  parts = config.get("accumulate", 1)
-  extras += [f"in {parts} micro-batches"] * (parts > 1)
-  extras += ["classes in equal shares"] * (config["data"].get("sampling") == "class_balanced")
+  batches = f"{config['batch_size']} " + (f"clips of {cut.length} frames" if cut else "images")
   return "\n".join(
     [
       f"device {len(devices)} x {devices[0].device_kind} in {processes} process(es), mesh {axes}"
@@ -507,10 +626,32 @@ def describe(config: Mapping[str, Any], data: Data | None, procedure: Any, mesh:
       f" {config['image_size']} px, {procedures.activation_dtype(config['dtype'])} activations",
       *_describe_losses(config),
       *_describe_graph(config),
-      f"train  {steps} steps of {batch_size} {what} {', '.join(extras)}".rstrip(),
+      f"train  {config['steps']} steps of {batches} {_describe_batches(config, data)}".rstrip(),
       *(f"learns {line}" for line in optim.describe(abstract.params, config)),
     ]
   )
+
+
+def _describe_batches(config: Mapping[str, Any], data: Data | None) -> str:
+  """How often what is trained on is seen, and what a batch is made of."""
+  batch_size, sampling = config["batch_size"], config["data"].get("sampling")
+  beside = paired.Auxiliary.of(config).rows(batch_size)
+  epochs = lambda rows, of: f"= {config['steps'] * rows / len(of):.1f} epochs"
+  said = []
+  if data:
+    windows = data.windows(data.train_split)
+    seen = data.records(data.train_split) if windows is None else windows
+    said.append(epochs(batch_size - beside, seen))
+  parts = config.get("accumulate", 1)
+  said += [f"in {parts} micro-batches"] * (parts > 1)
+  said += ["classes in equal shares"] * (sampling == "class_balanced")
+  if sampling == "per_task":
+    tasks = [part.task for part in data.parts(batch_size) if part.task] if data else []
+    said.append(f"equal parts for {', '.join(tasks) or 'each task'}")
+  if beside:
+    of_them = epochs(beside, data.auxiliary.training) if data else ""
+    said.append(f"{beside} of them of {config['data']['auxiliary']['name']} {of_them}".rstrip())
+  return ", ".join(said)
 
 
 def _describe_losses(config: Mapping[str, Any]) -> list[str]:
@@ -550,9 +691,7 @@ def open_training(
   """
   mesh = check_config(config)
   data = Data(config, data_dir)
-  if data.sampling == "class_balanced":
-    data.require("expression", "config.data.sampling='class_balanced'")
-  data.windows(data.train_split)  # what it refuses is said before anything is compiled
+  order(config, data)  # what it refuses is said before anything is compiled
   resolved = resolve(config, data)
   return resolved, data, procedures.from_config(resolved), mesh
 
@@ -564,6 +703,7 @@ def check_config(config: Mapping[str, Any], devices: Sequence[jax.Device] | None
     ValueError: mesh, rules, batch sizes, clips or the procedure do not fit.
   """
   _check_inputs(config)
+  paired.Auxiliary.of(config)
   mesh, rules = open_mesh(config, devices)
   parts, batch_size = config.get("accumulate", 1), config["batch_size"]
   if parts < 1 or batch_size % parts:

@@ -64,7 +64,7 @@ def explain(
   rows = np.asarray(experiment.order(config, data)[step - 1])
   some, why = rows.reshape(-1), "it had"
   if state is not None:
-    batch = data.records(data.train_split).batch(rows)
+    batch = data.training.batch(rows)
     present = (batch["index"] >= 0,) if rows.ndim == 2 else ()
     outputs = jax.jit(procedure.predict)(state.params, state.model_state, batch["image"], *present)
     for what, tree in (("labels", batch["labels"]), ("outputs", outputs)):
@@ -73,7 +73,7 @@ def explain(
         some, why = some[~whole], f"of its {rows.size} rows these have {what} that are not finite:"
         break
   some = [row for row in dict.fromkeys(some.tolist()) if row >= 0]  # clips overlap and have gaps
-  keys = data.table(data.train_split)["key"]
-  named = ", ".join(f"{row} ({keys[row].decode()})" for row in some[:ROWS])
+  keys = data.keys
+  named = ", ".join(f"{row} ({keys[row]})" for row in some[:ROWS])
   more = f" and {len(some) - ROWS} more" if len(some) > ROWS else ""
   return f"update {step} is not finite ({', '.join(wrong)}); {why} rows {named}{more}"

@@ -344,8 +344,8 @@ def _stacked_as(
 def _normed_as(
   found: Mapping[str, np.ndarray], own: Mapping[str, Any], model: Mapping[str, Any] | None
 ) -> Mapping[str, np.ndarray]:
-  """The source's batch norms folded, unless this run's encoder has some."""
-  if any(name.startswith(ENCODER) and name.endswith("/norm/mean") for name in own):
+  """The source's batch norms folded, unless this run has some of them."""
+  if any(name in own for name in found if name.endswith("/norm/mean")):
     return found
   encoder = _encoder(model["encoder"]["name"]) if model else None
   epsilon = getattr(encoder, "epsilon", convolutions.EPSILON)

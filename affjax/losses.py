@@ -272,7 +272,8 @@ def binary_cross_entropy_and_dice(
     dice_weight: >= 0, of the Dice loss beside the cross-entropy.
     label_smoothing: in [0, 1]; a target y becomes (1 - this) y + this / 2, in both losses.
     unit_weights: [units] weights >= 0 of both losses; the authors' are inverse to how often a unit
-      is on, with mean 1. The divisor stays the number of labelled entries. None = 1.
+      is on, with mean 1: "inverse" in a config. The divisor stays the number of labelled entries.
+      None = 1.
 
   Raises:
     ValueError: an option outside its range, or of another length.

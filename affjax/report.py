@@ -33,7 +33,7 @@ from affjax import (
   scored,
   workdir,
 )
-from affjax.data import page, records, selection
+from affjax.data import page, paired, records, selection
 
 REPORT = "report.html"
 WEIGHTS = "weights.png"
@@ -277,6 +277,7 @@ def _run(
   listed = lambda name: last.get(name) if isinstance(last.get(name), list) else []
   versions = last.get("versions") if isinstance(last.get("versions"), dict) else {}
   seconds = [e["seconds"] for e in log if e.get("kind") == "time" and "seconds" in e]
+  beside = paired.Auxiliary.of(config)
   facts = {
     "folder": where.resolve(),
     "command": " ".join(["python", *map(str, listed("command")[1:])]) if starts else "",
@@ -288,6 +289,7 @@ def _run(
     "packages": ", ".join(f"{name} {version}" for name, version in versions.items()),
     "data": f"{data.build.name} {data.build.version} in {data.build.data_dir}, fingerprint"
     f" {data.summary['fingerprint'][:12]}",
+    "beside it": f"{beside.name} {beside.train}, {beside.share:.0%} of each batch" * bool(beside),
     "skipped updates": len(result.get("skipped_updates", ())) or "",
     "unreadable records": sum(x["count"] for x in result.get("unreadable", {}).values()) or "",
   }

@@ -127,15 +127,24 @@ class Resident:
     spread: whether each device holds a part of the rows instead of all.
     threads: that read.
     progress: whether to show a bar.
+    taught: what the places of a global batch teach; None: all of them everything.
 
   Attributes:
     arrays: the split as one batch of all its rows and at least one of padding, on the devices.
   """
 
   def __init__(
-    self, records: Records, mesh: Mesh, *, spread: bool, threads: int = 2, progress: bool = False
+    self,
+    records: Records,
+    mesh: Mesh,
+    *,
+    spread: bool,
+    threads: int = 2,
+    progress: bool = False,
+    taught: pipeline.Taught | None = None,
   ) -> None:
     self._mesh, self._spread, self._padding = mesh, spread, len(records)
+    self._taught = taught or {}
     rows = len(records) + 1
     rows = -(-rows // mesh.size) * mesh.size if spread else rows
     where = NamedSharding(mesh, PartitionSpec(sharding.AXES) if spread else PartitionSpec())
@@ -162,7 +171,7 @@ class Resident:
     self.arrays = jax.tree_util.tree_map_with_path(placed, next(iter(read.values())))
 
   def batch(self, arrays: Any, rows: jax.Array) -> Any:
-    """What `Records.batch` gives for rows of a global batch; pure, for `jax.jit`.
+    """What `pipeline.batches` gives for rows of a global batch; pure, for `jax.jit`.
 
     Args:
       arrays: `self.arrays`, as an argument: what is closed over would be compiled in.
@@ -178,7 +187,7 @@ class Resident:
       check_vma=False,
     )
     # The barrier has the step compiled as the one that is given its batch: same samples, same bits.
-    return jax.lax.optimization_barrier(gather(arrays, rows))
+    return jax.lax.optimization_barrier(pipeline.teaching(gather(arrays, rows), self._taught))
 
   def _gather_spread(self, arrays: Any, rows: jax.Array) -> Any:
     """Each device gives what it holds of the whole batch, 0 for the rest; the sum is handed out."""

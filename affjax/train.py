@@ -30,6 +30,7 @@ from affjax import (
 from affjax.data import pipeline
 
 PICTURE = "first_batch.png"
+DRAWN = 64  # images, or clips, in it at most
 PROFILE = "profile"
 WARM = 10  # steps before the first that is traced
 
@@ -93,12 +94,13 @@ def training_batches(
   if held:
     return held.rows(rows)
   local = pipeline.batches(
-    data.records(data.train_split),
+    data.training,
     rows,
     process=jax.process_index(),
     processes=jax.process_count(),
     workers=config["data"]["workers"],
     threads=config["data"]["threads"],
+    taught=experiment.taught(config, data),
   )
   placed = local.map(lambda batch: sharding.global_batch(batch, mesh))
   return iter(grain.experimental.ThreadPrefetchIterDataset(placed, prefetch_buffer_size=2))
@@ -195,7 +197,7 @@ def _loop(
     keep_best=settings["keep_best"],
   )
   stop.saved = saved.wait
-  position = {"seed": config["seed"], "fingerprint": data.summary["fingerprint"]}
+  position = {"seed": config["seed"], "fingerprint": data.fingerprint}
   start = saved.latest or 0
   if primary and start < config["steps"]:
     _check_room(where, abstract)
@@ -307,11 +309,11 @@ def _first_state(
   primary = jax.process_index() == 0
   if saved.latest is not None:
     current, found = saved.restore(saved.latest, abstract)
-    fingerprint = data.summary["fingerprint"]
-    if found["fingerprint"] != fingerprint:
+    if found["fingerprint"] != data.fingerprint:
+      folders = " and ".join(str(part.build.data_dir) for part in data.sets)
       raise ValueError(
-        f"{where} was trained on other data than {data.build.data_dir} holds (fingerprint"
-        f" {found['fingerprint'][:12]} against {fingerprint[:12]})"
+        f"{where} was trained on other data than {folders} holds (fingerprint"
+        f" {found['fingerprint'][:12]} against {data.fingerprint[:12]})"
       )
     if primary:
       print(f"       continues from step {saved.latest}", flush=True)
@@ -362,6 +364,9 @@ def _picture(path: Path, procedure: Any, batch: Any, data: experiment.Data, whol
   """Draws what the network sees first, unless that is features of images."""
   if batch["image"].dtype != np.uint8:
     return
-  images, labels, mask = jax.jit(procedure.view, out_shardings=whole)(batch, np.int32(0))
+  seen = jax.jit(procedure.view, out_shardings=whole)(batch, np.int32(0))
   if jax.process_index() == 0:
-    report.save_batch(path, np.asarray(images), labels, mask, data.labels)
+    # From all over the batch: its parts differ.
+    drawn = np.linspace(0, len(seen[0]) - 1, min(len(seen[0]), DRAWN)).round().astype(int)
+    images, labels, mask = jax.tree.map(lambda x: np.asarray(x)[drawn], seen)
+    report.save_batch(path, images, labels, mask, data.labels)

@@ -18,7 +18,8 @@ Arguments after the colon: data (synthetic_faces, ferplus, s_aff_wild2, aff_wild
 raf_db, expw, raf_au, image_folder, or one of them and its config: aff_wild2/va), variant (mu, Ti,
 S, B / patch size), steps, batch_size, metric (the score that chooses the checkpoint), plain (the
 twin that has no task tokens: the mean of the encoder's tokens, a linear head for each task, equal
-weights of the losses), debug (one CPU, under a minute; the smallest encoder, and the smallest data
+weights of the losses), auxiliary (a second data set, or it and its config, a fifth of every
+training batch), debug (one CPU, under a minute; the smallest encoder, and the smallest data
 set of that kind).
 """
 
@@ -149,7 +150,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
   """Returns the config; see the module's docstring for the argument."""
   given = common.parse(
     argument, data="synthetic_faces", variant="", steps=0, batch_size=0, metric="", plain=False,
-    debug=False,
+    auxiliary="", debug=False,
   )  # fmt: skip
   name, _, builder_config = given["data"].partition("/")
   kind = DATA[common.one_of("data", name, DATA)]
@@ -179,13 +180,18 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     # most a quarter of what is free.
     placement="auto",
     records="auto",  # which of those that there are: see affjax/data/packed.py
-    sampling="uniform",  # "class_balanced": expressions in equal shares
+    # "class_balanced": expressions in equal shares; "per_task": a part of the batch for each task.
+    sampling="uniform",
     unreadable="error",  # of a damaged record or image; "skip": it is masked, and counted
     # What labels are read through where they are learnt from and chosen by; scores of the latter
     # are given without it too. noise: clean, mild or wild annotators; masks: see affjax/data/views.
     view=dict(noise="clean", masks=kind.get("masks", "none")),
     **kind["data"],
   )
+  if given["auxiliary"]:
+    beside, _, of_beside = given["auxiliary"].partition("/")
+    # Its share of every batch, beside the images of `name`: see affjax/data/paired.py.
+    config.data.auxiliary = dict(name=beside, config=of_beside, train="train", share=0.2)
   config.augment = dict(kind["augment"])
 
   config.model = dict(

@@ -334,11 +334,13 @@ def test_a_readout_starts_each_token_from_all_places_at_once():
   assert not np.allclose(outputs, mirrored, atol=1e-4)
 
 
-def test_the_linear_decoder_is_mean_pooling_and_one_layer_per_task():
-  decoder = decoders.Linear(outputs=OUTPUTS, input_width=24, input_length=9, rngs=nnx.Rngs(0))
+@pytest.mark.parametrize("pool", ["mean", "max"])
+def test_the_linear_decoder_is_pooling_and_one_layer_per_task(pool):
+  sizes = dict(outputs=OUTPUTS, input_width=24, input_length=9)
+  decoder = decoders.Linear(**sizes, pool=pool, rngs=nnx.Rngs(0))
   outputs, maps = decoder(tokens(), attention=True)
   assert maps == {}
-  pooled = np.array(tokens()).mean(1)
+  pooled = getattr(np.array(tokens()), pool)(1)
   for task, x in outputs.items():
     expected = pooled @ np.array(decoder.heads.dense[task].kernel)
     expected = np.tanh(expected) if task == "va" else expected

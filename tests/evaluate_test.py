@@ -84,6 +84,15 @@ def test_a_data_set_can_leave_expressions_out_of_its_own_scores():
   assert "expression/strict/f1" in scoring.names(["expression"])
 
 
+def test_the_seven_expressions_have_the_score_of_abaw1_and_others_have_not():
+  scoring = evaluate.Scoring.of(LABELS, described(expression=LABELS["expression"][:7]))
+  found = scores(scoring, *batch())
+  expected = 0.67 * found["expression/f1"] + 0.33 * found["expression/accuracy"]
+  assert found["expression/abaw2"] == pytest.approx(expected)
+  assert "expression/abaw2" in scoring.names(["expression"])
+  assert "expression/abaw2" not in scores(evaluate.Scoring.of(LABELS, described()), *batch())
+
+
 def test_a_task_that_a_data_set_lacks_is_not_scored():
   metadata = {"labels": {"va": ["valence", "arousal"]}}
   scoring = evaluate.Scoring.of(LABELS, metadata)

@@ -78,6 +78,30 @@ def test_balanced_positive_weights_are_negatives_by_positives_up_to_a_limit(reso
   assert min(weights) < 1
 
 
+def test_unit_weights_are_in_inverse_proportion_to_how_often_a_unit_is_on(faces, batch):
+  config = faces_config()
+  config["losses"] = {
+    "au": {"name": "losses.binary_cross_entropy_and_dice", "unit_weights": "inverse"}
+  }
+  found = experiment.resolve_losses(config, faces)["losses"]["au"]["unit_weights"]
+  on = batch["labels"]["au"][batch["mask"]["au"][:, 0] > 0].mean(0)
+  assert (on > 0).all()
+  np.testing.assert_allclose(found, 12 / on / (1 / on).sum(), rtol=1e-6)
+  assert np.mean(found) == pytest.approx(1)
+
+
+def test_a_unit_that_is_never_on_has_weight_one_beside_others_whose_mean_is(tiny_faces):
+  config = faces_config()
+  config["losses"] = {"au": {"name": "losses.dice_loss", "unit_weights": "inverse"}}
+  data = experiment.Data(config, tiny_faces)
+  data.targets[0]["au"][:, 3] = 0
+  found = experiment.resolve_losses(config, data)["losses"]["au"]["unit_weights"]
+  assert found[3] == 1
+  assert np.mean(found) == pytest.approx(1)
+  data.targets[0]["au"][:] = 0
+  assert experiment.resolve_losses(config, data)["losses"]["au"]["unit_weights"] == [1.0] * 12
+
+
 def test_numbers_are_in_the_order_of_the_models_labels_and_of_soft_votes(tiny_ferplus):
   config, data_dir = ferplus_config(tiny_ferplus)
   config["labels"] = {"expression": ["other", "happiness", "neutral", "boredom"]}

@@ -337,6 +337,13 @@ def test_of_several_sources_of_initial_weights_each_has_its_say(folder, tmp_path
   assert "These weights: unknown" in text
 
 
+def test_a_second_data_set_that_is_learnt_from_has_its_say(folder, tmp_path):
+  text = described(debug_config(**SMALL, data__auxiliary={"name": "expw"}), None, tmp_path, folder)
+  assert "learnt from `synthetic_faces` and `expw`" in text
+  assert "- Data (expw):" in text
+  assert "These weights: unknown" in text
+
+
 def test_every_data_set_that_there_is_has_its_licence():
   assert set(records.names()) <= set(card.LICENCES)
 

@@ -103,12 +103,39 @@ def test_it_sees_as_many_images_of_the_same_data_as_the_flagship(layout):
   assert own["model"]["decoder"]["layout"] == layout
 
 
-def test_the_reduced_map_has_as_many_places_as_the_rates_are_of():
-  params = shapes("").params
-  assert params["model"]["decoder"]["positions"].shape == (49, 128)
-  section = plain()["optimizer"]
-  image = section["groups"]["image"]["learning_rate"]
-  assert section["learning_rate"] / image == pytest.approx(22 / 49)
+@pytest.mark.parametrize(("argument", "places"), [("", 49), ("debug", 49), ("data=ferplus", 36)])
+def test_the_reduced_encoder_has_the_places_of_the_flagships(argument, places):
+  params = shapes(argument).params["model"]
+  assert params["decoder"]["positions"].shape == (places, 128)
+  assert params["encoder"]["positions"].shape == (1, places, 96)
+  assert "mlp" in params["encoder"]["blocks"][0]
+  assert 1 not in params["encoder"]["blocks"]
+
+
+def test_photographs_are_learnt_as_by_the_flagship():
+  own = plain("data=ferplus")
+  flagship = json.loads(vit_mtl.get_config("data=ferplus").to_json_best_effort())
+  for name in ("data", "labels", "image_size", "steps", "batch_size", "evaluate", "checkpoint"):
+    assert own[name] == flagship[name], name
+
+
+def test_what_holds_learning_back_is_the_papers_at_full_size_and_else_the_flagships():
+  published = dict(flip_rate=0.5, brightness=0.2, channel_drop_rate=0.1, rotation=0.1, scale=0.1)
+  found = plain("variant=paper")["augment"]
+  assert {name: x for name, x in found.items() if x} == published
+  flagship = json.loads(vit_mtl.get_config().to_json_best_effort())["augment"]
+  assert plain()["augment"] == flagship | {"channel_drop_rate": 0.1, "rotation": 0.0}
+  for argument, rate, clip_norm in (("variant=paper", 0.1, 0.0), ("", 0.0, 1.0)):
+    assert plain(argument)["model"]["decoder"]["dropout_rate"] == rate
+    assert plain(argument)["optimizer"]["clip_norm"] == clip_norm
+
+
+@pytest.mark.parametrize("argument", ["", "token_layout=task", "steps=20", "debug"])
+def test_all_that_the_reduced_variant_learns_by_has_one_peak(argument):
+  section = plain(argument)["optimizer"]
+  groups = section["groups"]
+  peaks = [section, groups["encoder"], groups["image"]]
+  assert [group["learning_rate"] for group in peaks] == [5e-4] * 3
 
 
 def test_any_number_of_steps_has_its_warm_up():

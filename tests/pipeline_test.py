@@ -174,6 +174,118 @@ def test_processes_share_a_balanced_batch(opened, processes):
     np.testing.assert_array_equal(joined, rows[step])
 
 
+# Batches of parts.
+
+ROWS = {"au": np.arange(0, 60, 2), "va": np.arange(17), "": range(60, 71)}  # 30, 17 and 11 rows
+PLACES = {"au": 4, "va": 4, "": 3}
+PARTS = [pipeline.Part(ROWS[task], PLACES[task], task) for task in ROWS]
+
+
+def of_parts(rows):
+  """[steps, 11] rows -> those of each part."""
+  return dict(zip(ROWS, np.split(rows, [4, 8], axis=1), strict=True))
+
+
+def test_every_batch_has_as_many_rows_of_each_part_as_it_is_to_have():
+  drawn = of_parts(steps(pipeline.in_parts(PARTS, 0), 0, 60))
+  for task, rows in drawn.items():
+    assert rows.shape == (60, PLACES[task])
+    assert set(rows.ravel().tolist()) == set(ROWS[task])
+
+
+@pytest.mark.parametrize("last", [1, 7, 60])
+def test_each_part_has_epochs_of_its_own(last):
+  for task, rows in of_parts(steps(pipeline.in_parts(PARTS, 0), 0, last)).items():
+    drawn = np.bincount(rows.ravel(), minlength=71)[np.array(ROWS[task])]
+    whole, more = divmod(last * PLACES[task], len(drawn))
+    assert sorted(drawn) == [whole] * (len(drawn) - more) + [whole + 1] * more
+
+
+def test_parts_of_the_same_rows_come_in_other_orders():
+  twins = [pipeline.Part(range(24), 8), pipeline.Part(range(24), 8), pipeline.Part(range(24), 8)]
+  drawn = steps(pipeline.in_parts(twins, 0), 0, 3).reshape(3, 3, 8).swapaxes(0, 1).reshape(3, 24)
+  assert len({tuple(epoch) for epoch in drawn}) == 3
+
+
+def test_a_batch_of_one_part_is_that_of_the_order_itself():
+  for strata in (None, STRATA):
+    whole = pipeline.in_parts([pipeline.Part(range(80), BATCH, strata=strata)], 5)
+    expected = pipeline.order(80, 5, BATCH, strata)
+    np.testing.assert_array_equal(steps(whole, 0, 30), steps(expected, 0, 30))
+    assert whole[3].dtype == expected[3].dtype
+  windows = np.random.default_rng(0).integers(-1, 200, (30, 5))
+  clips = pipeline.in_parts([pipeline.Part(windows, 4)], 5)
+  expected = pipeline.of_windows(pipeline.order(30, 5, 4), windows)
+  np.testing.assert_array_equal(steps(clips, 0, 10), steps(expected, 0, 10))
+  np.testing.assert_array_equal(clips[2], windows[pipeline.order(30, 5, 4)[2]])
+
+
+def test_a_part_may_be_balanced():
+  parts = [pipeline.Part(range(80), BATCH, strata=STRATA), pipeline.Part(range(80, 90), 2)]
+  drawn = steps(pipeline.in_parts(parts, 0), 0, 60)
+  counts = [(STRATA[drawn[:, :BATCH]] == c).sum() for c in SIZES]
+  np.testing.assert_allclose(counts, 120, atol=2)
+  assert drawn[:, BATCH:].min() == 80
+
+
+@pytest.mark.parametrize("step", [1, 7, 100_000])
+def test_batches_of_parts_are_a_function_of_seed_and_step(step):
+  rows = pipeline.in_parts(PARTS, 5)
+  first = steps(rows, step, step + 6)
+  np.testing.assert_array_equal(steps(pipeline.in_parts(PARTS, 5)[step:], 0, 6), first)
+  np.testing.assert_array_equal(pipeline.in_parts(PARTS, 5)[step + 3], first[3])
+  assert (steps(pipeline.in_parts(PARTS, 6), step, step + 6) != first).any()
+
+
+def test_places_teach_the_task_of_their_part_alone_and_those_of_no_task_teach_all():
+  taught = pipeline.taught_by(PARTS, ("au", "expression", "va"))
+  assert taught["au"].tolist() == [1] * 4 + [0] * 4 + [1] * 3
+  assert taught["expression"].tolist() == [0] * 8 + [1] * 3
+  assert taught["va"].tolist() == [0] * 4 + [1] * 7
+  assert pipeline.taught_by([pipeline.Part(range(8), 4)], ("au", "va")) == {}
+
+
+def test_what_a_place_does_not_teach_is_masked_and_all_else_is_as_it_was():
+  rng = np.random.default_rng(0)
+  drawn = lambda *shape: rng.integers(0, 2, (11, *shape)).astype(np.float32)
+  mask = {"va": drawn(2), "expression": drawn(), "au": drawn(12), "expression_strict": drawn()}
+  batch = {"image": drawn(3), "labels": {"va": drawn(2)}, "mask": mask, "index": np.arange(11)}
+  taught = pipeline.taught_by(PARTS, ("au", "expression", "va"))
+  found = pipeline.teaching(batch, taught)
+  for name, values in mask.items():
+    for place in range(11):
+      task = (["au"] * 4 + ["va"] * 4 + [""] * 3)[place]
+      stays = task in ("", name.removesuffix("_strict"))
+      np.testing.assert_array_equal(found["mask"][name][place], values[place] * stays)
+  same({**found, "mask": mask}, batch)
+  same(jax.jit(lambda batch: pipeline.teaching(batch, taught))(batch), found)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_processes_share_what_the_places_of_a_batch_teach(opened, processes):
+  parts = [pipeline.Part(range(20), 4, "expression"), pipeline.Part(range(LENGTH), 4, "va")]
+  rows, taught = pipeline.in_parts(parts, 0), pipeline.taught_by(parts, ("expression",))
+  options = dict(processes=processes, taught=taught)
+  read_by = lambda p: read(pipeline.batches(opened, rows, process=p, **options), 4)
+  parts = [read_by(process) for process in range(processes)]
+  labelled = 0
+  for step in range(4):
+    joined = jax.tree.map(lambda *x: np.concatenate(x), *[part[step] for part in parts])
+    expected = opened.batch(rows[step])
+    labelled += expected["mask"]["expression"][:4].sum()
+    expected["mask"] = {name: x * (np.arange(8) < 4) for name, x in expected["mask"].items()}
+    same(joined, expected)
+  assert labelled
+
+
+@pytest.mark.slow
+def test_the_number_of_workers_does_not_change_batches_of_parts(opened, parsed_flags):
+  parts = [pipeline.Part(np.arange(3, LENGTH), 5, "expression"), pipeline.Part(range(9), 3, "va")]
+  rows, taught = pipeline.in_parts(parts, 0)[3:], pipeline.taught_by(parts, ("expression",))
+  with_workers = read(pipeline.batches(opened, rows, workers=2, taught=taught), 7)
+  same(with_workers, read(pipeline.batches(opened, rows, workers=0, taught=taught), 7))
+
+
 # Who reads.
 
 

@@ -201,6 +201,18 @@ def test_every_layout_gives_every_task_its_float32_outputs_and_maps_whose_rows_s
     np.testing.assert_allclose(x.sum(-1), 1, atol=1e-5)
 
 
+@pytest.mark.parametrize("token_attention", [True, False])
+def test_without_their_attention_no_token_knows_of_another(token_attention):
+  model = small(token_attention=token_attention, depth=1)
+  before, maps = run(model, tokens(), attention=True)
+  model.tokens.kernel[...] = model.tokens.kernel[...].at[4].add(1.0)
+  after, _ = run(model, tokens(), attention=True)
+  changed = np.concatenate([np.abs(after[task] - before[task]).max(0) > 1e-6 for task in OUTPUTS])
+  assert changed.tolist() == [token_attention or token == 4 for token in range(22)]
+  assert set(maps) == ({"tokens", "image"} if token_attention else {"image"})
+  assert maps["image"].shape == (1, 3, 4, 22, 9)
+
+
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "separate"])
 def test_permuting_the_table_with_the_heads_permutes_the_outputs(shared):
   model = small(shared_head=shared, va_activation="identity", depth=1)

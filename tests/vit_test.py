@@ -8,6 +8,7 @@ import pytest
 import vit_reference
 from flax import nnx
 
+from affjax import cost
 from affjax.models import layers, vit, weights
 
 SMALL = dict(image_size=32, variant="mu/8", width=32, depth=2, num_heads=2)
@@ -434,3 +435,101 @@ def test_weights_that_do_not_fit_are_errors_that_name_what_is_missing_or_left():
     filled(without("layers.1.mlp.fc1.bias"), scan=True)
   with pytest.raises(ValueError, match=r"stem/dense/kernel is \(192, 16\), in the file \(48, 16\)"):
     filled(arrays, image_size=24, patch_size=8)
+
+
+# Masks.
+
+
+@functools.cache
+def masked(**options):
+  """The outputs of a model that loses half of 16 patches, in training, and how pixels move them."""
+  graphdef, parameters = nnx.split(small(mask_rate=0.5, **options))
+  parameters = nnx.to_pure_dict(parameters)
+  extra = jax.random.normal(jax.random.key(1), (2, 3, 32))
+
+  @jax.jit
+  def run(x, key):
+    random = lambda: dict(train=True, rngs=nnx.Rngs(dropout=key))
+    encode = lambda x: nnx.merge(graphdef, parameters)(x, extra=extra, **random())
+    tokens, pull_back = jax.vjp(encode, x)
+    return tokens, pull_back(3 * tokens**2)[0]
+
+  return run
+
+
+def seen_by(slope):
+  """[batch, 16] which patches of 8 pixels have any say."""
+  cells = np.abs(np.asarray(slope)).reshape(-1, 4, 8, 4, 8, 3)
+  return (cells > 0).any((2, 4, 5)).reshape(-1, 16)
+
+
+@pytest.mark.parametrize("stem", ["patch", "conv", "residual"])
+def test_what_a_masked_image_loses_has_no_say_whatever_the_stem(stem):
+  tokens, slope = masked(stem=stem, depth=1)(images(), jax.random.key(0))
+  assert tokens.shape == (2, 8 + 3, 32)
+  seen = seen_by(slope)
+  assert seen.sum(1).tolist() == [8, 8]
+  assert (seen[0] != seen[1]).any()
+  # They are the tokens of those that are kept, of an image without the others.
+  kept = np.stack([np.flatnonzero(row) for row in seen])
+  grey = images() * jnp.asarray(seen.reshape(-1, 4, 1, 4, 1, 1).repeat(8, 2).repeat(8, 4)).reshape(
+    2, 32, 32, 1
+  )
+  extra = jax.random.normal(jax.random.key(1), (2, 3, 32))
+  expected = jax.jit(small(stem=stem, depth=1))(grey, kept=kept, extra=extra)
+  np.testing.assert_allclose(tokens, expected, atol=2e-5)
+
+
+def test_masks_are_others_at_every_step_and_of_all_patches_alike():
+  run = masked(stem="patch", depth=1)
+  seen = np.stack([seen_by(run(images(), jax.random.key(seed))[1]) for seed in range(40)])
+  assert (seen.sum(2) == 8).all()
+  assert len(np.unique(seen.reshape(80, 16), axis=0)) > 75
+  # Each is there in half of the 80: of a binomial, four standard deviations are 18.
+  assert (np.abs(seen.sum((0, 1)) - 40) < 18).all()
+
+
+def test_nothing_is_lost_in_evaluation_or_where_others_choose():
+  model, whole = small(mask_rate=0.5, depth=1), small(depth=1)
+  np.testing.assert_array_equal(model(images()), whole(images()))
+  kept = jnp.tile(jnp.arange(12), (2, 1))
+  chosen = model(images(), kept=kept, train=True, rngs=nnx.Rngs(dropout=0))
+  np.testing.assert_array_equal(chosen, whole(images(), kept=kept))
+
+
+@pytest.mark.parametrize(
+  "options", [dict(remat=True), dict(scan=True), dict(class_token=True, registers=2)]
+)
+def test_masks_go_with_blocks_and_tokens_of_any_kind(options):
+  tokens, slope = masked(**options)(images(), jax.random.key(0))
+  expected, of_plain = masked()(images(), jax.random.key(0))
+  np.testing.assert_array_equal(seen_by(slope), seen_by(of_plain))
+  if "class_token" in options:
+    assert tokens.shape == (2, 1 + 8 + 3, 32)
+  else:
+    np.testing.assert_allclose(tokens, expected, atol=2e-5)
+
+
+def test_a_masked_step_costs_what_the_patches_it_keeps_cost():
+  width, depth = 32, 2
+
+  def flops(mask_rate):
+    model = vit.ViT(**SMALL | dict(image_size=64, mask_rate=mask_rate), rngs=nnx.Rngs(0))
+    x = jnp.zeros((1, 64, 64, 3))
+    stem = cost.flops(lambda x: model.stem(x), x)
+    return cost.flops(lambda x: model(x, train=True, rngs=nnx.Rngs(dropout=0)), x) - stem
+
+  # Of a block: 12 width^2 products for each token, and 2 width for each pair of tokens.
+  expected = lambda n: 2 * depth * (12 * n * width**2 + 2 * n**2 * width)
+  assert [flops(rate) for rate in (0, 0.5, 0.75)] == [expected(n) for n in (64, 32, 16)]
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0, 0.99, 0.01, float("nan")])
+def test_a_rate_that_leaves_all_or_nothing_is_an_error_that_says_what_does(rate):
+  with pytest.raises(ValueError, match=f"mask_rate {rate} of 16 patches: use 0 .none., or a share"):
+    vit.ViT(**SMALL, mask_rate=rate, rngs=nnx.Rngs(0))
+
+
+def test_masks_need_random_numbers():
+  with pytest.raises(ValueError, match="mask_rate 0.5 needs rngs"):
+    small(mask_rate=0.5)(images(), train=True)

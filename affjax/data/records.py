@@ -444,6 +444,42 @@ class Images:
     return f"{self.shards.where(row)}: it could not be read, and now it can"
 
 
+@dataclasses.dataclass(frozen=True)
+class Several:
+  """The images of several splits as those of one, part after part; read as `Images` are.
+
+  Attributes:
+    parts: of one size.
+  """
+
+  parts: tuple[Images, ...]
+
+  def __len__(self) -> int:
+    return sum(map(len, self.parts))
+
+  def __call__(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """See `Images`."""
+    rows, start = np.asarray(rows), 0
+    images = np.empty((*rows.shape, *self.parts[0].size, 3), np.uint8)
+    images[rows < 0] = 0
+    index = rows.astype(np.int32)
+    for part in self.parts:
+      here = (rows >= start) & (rows < start + len(part))
+      found = part(rows[here] - start)
+      images[here], own = found["image"], found["index"]
+      index[here] = np.where(own < 0, own - start, own + start)
+      start += len(part)
+    return {"image": images, "index": index}
+
+  def why(self, row: int) -> str:
+    """See `Images`."""
+    for part in self.parts[:-1]:
+      if row < len(part):
+        return part.why(row)
+      row -= len(part)
+    return self.parts[-1].why(row)
+
+
 def lost(index: np.ndarray) -> np.ndarray:
   """The rows that `Images` could not read: [any number] of the batch's `index`."""
   return -2 - index[index < -1]
@@ -467,7 +503,7 @@ class Skipped:
   def __bool__(self) -> bool:
     return bool(self._rows)
 
-  def add(self, rows: np.ndarray, images: Images) -> None:
+  def add(self, rows: np.ndarray, images: Images | Several) -> None:
     """Notes rows; the first is said on stderr."""
     for row in sorted(set(rows.tolist()) - self._rows):
       self._rows.add(row)
@@ -491,11 +527,16 @@ class Records:
     masks: further masks that they hold: `expression_strict` and the like.
     seen: labels and masks of every row, from `labels`. What it lacks comes with mask 0.
     skipped: takes the rows that cannot be read, which are padding then; None: they are errors.
+
+  Attributes:
+    images: as given.
+    masks: likewise.
+    seen: likewise.
   """
 
   def __init__(
     self,
-    images: Images,
+    images: Images | Several,
     wants: Mapping[str, Sequence[str]],
     masks: Sequence[str],
     seen: Labels,
@@ -504,8 +545,8 @@ class Records:
     self.images = images
     self._skipped = skipped
     self._sizes = {task: len(names) for task, names in wants.items()}
-    self._masks = tuple(masks)
-    self._seen = seen
+    self.masks = tuple(masks)
+    self.seen = seen
 
   def __len__(self) -> int:
     return len(self.images)
@@ -534,13 +575,13 @@ class Records:
         raise ValueError(f"{self.images.why(int(unread[0]))} ({MEND})")
       self._skipped.add(unread, self.images)
       rows = np.maximum(rows, -1)
-    of = lambda kind, name, *shape: self._rows(self._seen[kind].get(name), rows, shape)
+    of = lambda kind, name, *shape: self._rows(self.seen[kind].get(name), rows, shape)
     one = lambda task, size: () if task == "expression" else (size,)
     mask = {task: of(1, task, *one(task, size)) for task, size in self._sizes.items()}
     return {
       "image": batch["image"],
       "labels": {task: of(0, task, size) for task, size in self._sizes.items()},
-      "mask": mask | {name: of(1, name) for name in self._masks},
+      "mask": mask | {name: of(1, name) for name in self.masks},
       "index": rows,
     }
 
@@ -657,6 +698,30 @@ def records(
   images = images or Images(shards(build, split), (image_size, image_size))
   seen = labels(build, split, wants) if seen is None else seen
   return Records(images, wants, _hard_masks(metadata(build)), seen, skipped)
+
+
+def one_after_other(
+  parts: Sequence[Records], wants: Mapping[str, Sequence[str]], skipped: Skipped | None = None
+) -> Records:
+  """Several splits as one, part after part; what a part has no labels of comes with mask 0.
+
+  Args:
+    parts: opened with the same `wants` and size of images.
+    wants: task -> names of the labels that the model has.
+    skipped: see `Records`.
+  """
+
+  def column(kind: int, name: str) -> np.ndarray:
+    found = [part.seen[kind].get(name) for part in parts]
+    shape = next(x.shape[1:] for x in found if x is not None)
+    zeros = [np.zeros((len(part), *shape), np.float32) for part in parts]
+    return np.concatenate([z if x is None else x for x, z in zip(found, zeros, strict=True)])
+
+  names = lambda kind: dict.fromkeys(name for part in parts for name in part.seen[kind])
+  seen = tuple({name: column(kind, name) for name in names(kind)} for kind in (0, 1))
+  masks = dict.fromkeys(name for part in parts for name in part.masks)
+  images = Several(tuple(part.images for part in parts))
+  return Records(images, wants, tuple(masks), seen, skipped)
 
 
 def _hard_masks(described: Mapping[str, Any]) -> list[str]:

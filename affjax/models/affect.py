@@ -119,7 +119,7 @@ class AffectModel(nnx.Module):
     tokens, encoder_maps = self._encode(images, present, **options)
     outputs = self.decoder(tokens, **options)
     outputs, decoder_maps = outputs if attention else (outputs, None)
-    outputs = _of_clips(outputs, present)
+    outputs = of_clips(outputs, present)
     if not attention:
       return outputs
     decoder_maps = self.decoder.cut(encoder_maps) if self.decoder.num_extra else decoder_maps
@@ -143,7 +143,7 @@ class AffectModel(nnx.Module):
     carried = tokens[:, tokens.shape[1] - own :].astype(jnp.float32).reshape(image.shape[0], -1)
     outputs = self.decoder(tokens, train=False, rngs=None, attention=False)
     vectors = jnp.concatenate([image, carried], axis=1)
-    return _of_clips(outputs | {"features": vectors}, present)
+    return of_clips(outputs | {"features": vectors}, present)
 
   def _encode(
     self, images: jax.Array, present: jax.Array | None, **options: Any
@@ -176,7 +176,7 @@ class AffectModel(nnx.Module):
     return frames.reshape(tokens.shape[0], 1, -1)
 
 
-def _of_clips(outputs: Mapping[str, jax.Array], present: jax.Array | None) -> dict[str, jax.Array]:
+def of_clips(outputs: Mapping[str, jax.Array], present: jax.Array | None) -> dict[str, jax.Array]:
   """Outputs of all frames as one batch -> of clips; as they are where there are none."""
   if present is None:
     return dict(outputs)

@@ -12,6 +12,7 @@ from flax import nnx
 from affjax.models import layers
 
 _VA_ACTIVATIONS = {"tanh": jnp.tanh, "identity": lambda x: x}
+_POOLS = {"mean": jnp.mean, "max": jnp.max}
 _LAYOUTS = ("elementary", "mixed", "task")
 _POSITIONS = ("decoder", "encoder")
 # Spread of the first biases: at 2, half of a head's attention is on about a tenth of the places.
@@ -245,7 +246,7 @@ class Readout(nnx.Module):
 
 
 class Linear(nnx.Module):
-  """The mean of the encoder's tokens and one dense layer per task: the baseline.
+  """The encoder's tokens, pooled, and one dense layer per task: the baseline.
 
   Attributes:
     num_extra: 0, it has no tokens for the encoder to carry.
@@ -261,11 +262,17 @@ class Linear(nnx.Module):
     input_length: int,
     heteroscedastic: bool = False,
     va_activation: str = "tanh",
+    pool: str = "mean",
     dtype: str | jnp.dtype = "float32",
     rngs: nnx.Rngs,
   ) -> None:
-    """Builds the decoder; arguments as in `TaskTokens`. It is float32 whatever `dtype` is."""
+    """Builds the decoder; arguments as in `TaskTokens`. It is float32 whatever `dtype` is.
+
+    Tokens are pooled by `pool`: "mean" or "max".
+    """
     del dtype, input_length
+    _one_of("pool", pool, _POOLS)
+    self.pool = pool
     options = dict(shared=False, heteroscedastic=heteroscedastic)
     self.heads = Heads(_spans(outputs, "task"), input_width, va_activation, **options, rngs=rngs)
 
@@ -279,7 +286,7 @@ class Linear(nnx.Module):
   ) -> dict[str, jax.Array] | tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """Decodes every task as `TaskTokens` does; it has no maps to give."""
     del train, rngs
-    pooled = tokens.astype(jnp.float32).mean(axis=1, keepdims=True)
+    pooled = _POOLS[self.pool](tokens.astype(jnp.float32), axis=1, keepdims=True)
     outputs = self.heads(jnp.repeat(pooled, len(self.heads.spans), axis=1))
     return (outputs, {}) if attention else outputs
 

@@ -6,6 +6,7 @@ order of their tasks' names (au, expression, va), within a task in that of its l
 
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -230,6 +231,31 @@ class LabelGraph(nnx.Module):
     self.inner = GraphConvolution(embedding_width, width, spread=embedding_width**-0.5, rngs=rngs)
     small = _HEAD_SPREAD / (_SPREAD * width**0.5)
     self.outer = GraphConvolution(width, input_width, spread=small, rngs=rngs)
+
+  @classmethod
+  def resolved(
+    cls,
+    section: Mapping[str, Any],
+    labels: Mapping[str, np.ndarray],
+    mask: Mapping[str, np.ndarray],
+    outputs: Mapping[str, int],
+  ) -> dict[str, Any]:
+    """Its section of a config with the adjacency of a training split; one that is given stays.
+
+    Args:
+      section: of the config.
+      labels: as in `of_labels`; {}: none are known, and no label has a neighbour.
+      mask: likewise.
+      outputs: likewise.
+
+    Raises:
+      ValueError: options of the graph that do not exist.
+    """
+    if section.get("adjacency") is not None:
+      return dict(section)
+    options = {name: section[name] for name in ("graph", "threshold") if name in section}
+    adjacency = of_labels(labels, mask, outputs, **options)
+    return {**section, "adjacency": adjacency.tolist()}
 
   def weights(self) -> jax.Array:
     """[nodes, input_width] that the graph gives for the outputs."""

@@ -1,5 +1,6 @@
 """The multi-task transformer as its authors' code has it: a decoder of the map of a CNN."""
 
+import itertools
 from collections.abc import Mapping
 
 import jax
@@ -49,6 +50,7 @@ class TaskwiseTransformer(nnx.Module):
     depth: int = 2,
     num_heads: int = 8,
     layout: str = "elementary",
+    token_attention: bool = True,
     shared_head: bool | None = None,
     heteroscedastic: bool = False,
     dropout_rate: float = 0.1,
@@ -68,6 +70,8 @@ class TaskwiseTransformer(nnx.Module):
       depth: layers of the task tokens.
       num_heads: attention heads; must divide `width`.
       layout: "elementary", "mixed" or "task", see `decoders.TaskTokens`.
+      token_attention: whether the tokens look at each other; False is the ablation: layers of
+        attention to the image alone, so that no token knows of another.
       shared_head: see there.
       heteroscedastic: see there.
       dropout_rate: probability of dropping a unit, at four places of a block.
@@ -95,7 +99,8 @@ class TaskwiseTransformer(nnx.Module):
     self.image_blocks = blocks(image_depth)
     table = nnx.initializers.normal(1.0)
     self.tokens = nnx.Linear(len(self.token_names), width, kernel_init=table, rngs=rngs)
-    self.self_blocks, self.cross_blocks = blocks(depth), blocks(depth)
+    self.self_blocks = blocks(depth if token_attention else 0)
+    self.cross_blocks = blocks(depth)
     heads = dict(shared=shared_head, heteroscedastic=heteroscedastic)
     self.heads = Heads(self.spans, width, va_activation, **heads, rngs=rngs)
 
@@ -116,8 +121,8 @@ class TaskwiseTransformer(nnx.Module):
       attention: whether to give the maps too.
 
     Returns:
-      What `decoders.TaskTokens` gives. With `attention` also its "tokens" and "image", all rows
-      summing to 1.
+      What `decoders.TaskTokens` gives. With `attention` also its "tokens", where they look at each
+      other, and "image", all rows summing to 1.
     """
     options = dict(train=train, rngs=rngs, attention=attention)
     image = self.project(tokens)
@@ -128,14 +133,15 @@ class TaskwiseTransformer(nnx.Module):
     x = self.tokens.kernel[...] + self.tokens.bias[...][None]
     x = jnp.broadcast_to(x, (tokens.shape[0], *x.shape)).astype(image.dtype)
     maps = {"tokens": [], "image": []}
-    for self_block, cross_block in zip(self.self_blocks, self.cross_blocks, strict=True):
-      x, token_maps = self_block(x, **options)
+    for self_block, cross_block in itertools.zip_longest(self.self_blocks, self.cross_blocks):
+      if self_block is not None:
+        x, token_maps = self_block(x, **options)
+        maps["tokens"].append(token_maps)
       x, image_maps = cross_block(x, image, **options)
-      maps["tokens"].append(token_maps)
       maps["image"].append(image_maps)
     outputs = self.heads(x)
     if attention:
-      return outputs, {name: jnp.stack(of_layers) for name, of_layers in maps.items()}
+      return outputs, {name: jnp.stack(of_layers) for name, of_layers in maps.items() if of_layers}
     return outputs
 
 

@@ -53,6 +53,7 @@ class ViT(nnx.Module):
     layer_scale: float = 0.0,
     class_token: bool = False,
     registers: int = 0,
+    mask_rate: float = 0.0,
     gelu: str = "tanh",
     norm_epsilon: float = 1e-6,
     remat: bool = False,
@@ -76,6 +77,10 @@ class ViT(nnx.Module):
       class_token: whether a learned token, with a position of its own, comes first.
       registers: learned tokens that the image's can write to, and that are not given (Darcet et
         al., 2023, arXiv:2309.16588).
+      mask_rate: share of the patches that each image loses while training, rounded to whole ones:
+        others for every image and step, drawn from the stream of the dropout. The blocks do that
+        much less work, decoders get fewer tokens, and what is lost is mid grey in the image too,
+        as stems of convolutions look beyond a patch. 0: none; it is never on in evaluation.
       gelu: "tanh" or "exact", see `layers.MLP`.
       norm_epsilon: added to the variance in the layer norms.
       remat: whether the backward pass computes each block anew, from what went into it, instead of
@@ -98,6 +103,7 @@ class ViT(nnx.Module):
     self.image_size, self.width = image_size, width
     self.num_patches = (image_size // self.patch_size) ** 2
     self.num_tokens = self.num_patches + class_token
+    self.mask_rate, self.num_kept = mask_rate, _kept_patches(mask_rate, self.num_patches)
     self.remat, self.scan = remat, scan
     self.stem = _build_stem(stem, stem_depth, self.patch_size, width, dtype, rngs)
     # As large as the tokens: at the usual 0.02 a small set takes thousands of updates to find out
@@ -135,9 +141,9 @@ class ViT(nnx.Module):
       kept: [batch, count] numbers of the patches that go through the blocks, of each image others,
         in the order in which they come out (He et al., 2021, arXiv:2111.06377); None: all. A class
         token goes with them. Stems of convolutions look beyond a patch: what is not kept should
-        not be in the images.
+        not be in the images. In their place `mask_rate` says nothing.
       extra: [batch, n, width] tokens of the caller's that go through the blocks with the image's.
-      train: whether dropout and drop path are on.
+      train: whether masks, dropout and drop path are on.
       rngs: holds a "dropout" stream while training with a rate above 0.
       attention: whether to give the maps too.
 
@@ -151,6 +157,9 @@ class ViT(nnx.Module):
       ValueError: images or extra tokens of another size or type than the model was built for.
     """
     self._check(images, extra)
+    if train and self.mask_rate and kept is None:
+      kept = self._drawn(images.shape[0], rngs)
+      images = _blanked(images, kept, self.patch_size)
     x = self.embed(images, train=train, rngs=rngs)
     x = x if kept is None else self._keep(x, kept)
     own = x.shape[1]
@@ -173,6 +182,13 @@ class ViT(nnx.Module):
       x = jnp.concatenate([_repeat(self.class_token, x), x], axis=1)
     x = x + self.positions[...].astype(x.dtype)
     return self.dropout(x, deterministic=not train, rngs=rngs)
+
+  def _drawn(self, batch: int, rngs: nnx.Rngs | None) -> jax.Array:
+    """[batch, num_kept] numbers of the patches that `mask_rate` leaves, the smallest first."""
+    if rngs is None:
+      raise ValueError(f"mask_rate {self.mask_rate} needs rngs with a dropout stream in training")
+    noise = jax.random.uniform(rngs.dropout(), (batch, self.num_patches))
+    return jnp.sort(jnp.argsort(noise, axis=1)[:, : self.num_kept], axis=1)
 
   def _keep(self, x: jax.Array, kept: jax.Array) -> jax.Array:
     """Of [batch, num_tokens, width] the class token, if there is one, and the patches kept."""
@@ -424,6 +440,14 @@ def _patches(x: jax.Array, size: int) -> jax.Array:
   return x.reshape(batch, height // size, width // size, size**2 * channels)
 
 
+def _blanked(images: jax.Array, kept: jax.Array, size: int) -> jax.Array:
+  """[batch, height, width, 3] images, mid grey but for the patches [batch, count] kept."""
+  rows, columns = (n // size for n in images.shape[1:3])
+  seen = jax.vmap(lambda numbers: jnp.zeros(rows * columns, bool).at[numbers].set(True))(kept)
+  seen = seen.reshape(-1, rows, columns, 1).repeat(size, axis=1).repeat(size, axis=2)
+  return jnp.where(seen, images, 0)
+
+
 _STEMS = {"conv": ConvStem, "residual": ResidualStem}
 
 
@@ -468,6 +492,16 @@ def _check_sizes(width: int, depth: int, num_heads: int, registers: int) -> None
     raise ValueError(f"depth {depth}: use 1 to {_DEEPEST}")
   if registers < 0:
     raise ValueError(f"registers {registers}: use 0 or more")
+
+
+def _kept_patches(mask_rate: float, patches: int) -> int:
+  kept = round((1 - mask_rate) * patches) if 0 <= mask_rate < 1 else 0
+  if not 0 < kept < patches + (mask_rate == 0):
+    raise ValueError(
+      f"mask_rate {mask_rate} of {patches} patches: use 0 (none), or a share that hides one at"
+      " least and leaves one at least"
+    )
+  return kept
 
 
 def _parse(variant: str) -> tuple[tuple[int, int, int], int]:
