@@ -10,8 +10,7 @@ import pytest
 from conftest import debug_config
 from flax import nnx
 
-from affjax import cost, evaluate, experiment, metrics, optim, procedures, sharding
-from affjax.data import records
+from affjax import cost, experiment, optim, procedures, sharding
 from affjax.models import convolutions
 from affjax.procedures import supervised
 
@@ -614,48 +613,6 @@ def test_sam_stays_where_there_is_no_slope():
   batch["mask"] = jax.tree.map(np.zeros_like, batch["mask"])
   gradient, _ = gradient_and_log(toy(1, dict(sam_radius=RADIUS)), batch)
   assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradient))
-
-
-def covering_rows(split, count=64):
-  """The first rows, but such that every class and every unit is on and off somewhere."""
-  batch = split.batch(np.arange(len(split)))
-  expression, au = batch["labels"]["expression"], batch["labels"]["au"]
-  needed = np.concatenate([expression, au, 1 - au], 1) > 0
-  chosen: list[int] = []
-  for column in needed.T:
-    if not column[chosen].any():
-      chosen.append(int(np.flatnonzero(column)[0]))
-  chosen += [row for row in range(len(split)) if row not in chosen]
-  return np.array(sorted(chosen[:count]))
-
-
-@pytest.mark.slow
-def test_the_flagship_learns_64_faces_of_every_class_and_unit_by_heart(tiny_faces):
-  steps = 150
-  config = debug_config(
-    steps=steps,
-    optimizer__warmup_steps=20,
-    optimizer__weight_decay=0.0,
-    model__decoder__dropout_rate=0.0,
-    model__encoder__drop_path_rate=0.0,
-    procedure__ema_decay=0.0,
-    augment=QUIET,
-  )
-  build = records.builder("synthetic_faces", "tiny", tiny_faces)
-  split = records.records(build, "train", config["labels"], 112)
-  batch = split.batch(covering_rows(split))
-  assert batch["labels"]["expression"].any(0).all()
-  assert batch["labels"]["au"].any(0).all()
-  procedure = procedures.from_config(config)
-  step = jax.jit(procedure.train_step, donate_argnums=0)
-  state = jax.jit(procedure.init)()
-  for _ in range(steps):
-    state, _ = step(state, {k: v for k, v in batch.items() if k != "index"})
-  outputs = jax.jit(procedure.predict)(state.params, state.model_state, batch["image"])
-  scoring = evaluate.Scoring(config["labels"])
-  states = {k: metrics.to_host(v) for k, v in scoring.states(outputs, batch).items()}
-  scores = scoring.scores(states)
-  assert scores["p_mtl"] > 2.9, scores
 
 
 @pytest.mark.parametrize(
