@@ -5,13 +5,15 @@ planted. It is judged over paired seeds: an interval is Student's 95 % over them
 is the same data without the cause, where the difference is to vanish.
 """
 
+import argparse
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
 from affjax import procedures
 from scripts import sweep
@@ -78,10 +80,14 @@ def means(title: str, scores: Mapping[str, Mapping[str, Sequence[float]]]) -> st
 
 
 def verdict(what: str, values: Sequence[float], said: tuple[str, str] = ("", "")) -> str:
-  """A line: mean over the seeds, its interval, and what is said if that lies above 0, or if not."""
+  """A line: mean over the seeds, its interval, and what is said if that lies above 0, or if not.
+
+  Of a single seed there is no interval, and nothing is said.
+  """
   mean, half = sweep.interval(values)
   low, high = mean - half, mean + half
-  return f"{what:32}{mean:8.4f}  [{low:7.4f} {high:7.4f}]  {said[not low > 0]}"
+  word = "" if np.isnan(half) else said[not low > 0]
+  return f"{what:32}{mean:8.4f}  [{low:7.4f} {high:7.4f}]  {word}"
 
 
 def verdicts(planted: Sequence[float], removed: Sequence[float], what: str) -> str:
@@ -101,3 +107,61 @@ def verdicts(planted: Sequence[float], removed: Sequence[float], what: str) -> s
       verdict("3 (1) - (2)", gain, ("holds", "not shown")),
     ]
   )
+
+
+def report(
+  title: str,
+  scores: Mapping[str, Mapping[str, Sequence[float]]],
+  compared: tuple[str, str],
+  beside: str = "",
+) -> str:
+  """Means, then each rule with its interval and what it makes of it.
+
+  Args:
+    title: what the scores are.
+    scores: "planted", then "removed" -> arm -> of each seed.
+    compared: the arm that is to be better, and the one that it is held against.
+    beside: another that the first is held against, without a claim.
+  """
+  one, other = compared
+  gain = lambda kind, against: np.subtract(scores[kind][one], scores[kind][against])
+  judged = verdicts(*(gain(kind, other) for kind in scores), f"{one} - {other}")
+  lines = [means(title, scores), "", judged]
+  for kind in scores if beside else ():
+    lines.append(verdict(f"4 {kind}, {one} - {beside}", gain(kind, beside)))
+  return "\n".join(lines)
+
+
+def main(
+  doc: str,
+  data: Mapping[str, Callable[[range], Any]],
+  arms: Iterable[str],
+  run: Callable[[str, range, Any], list[float]],
+  *reported: Any,
+) -> None:
+  """The command line of a script: trains all arms on all data, and prints the tables.
+
+  Args:
+    doc: what it is, for `--help`.
+    data: "planted", then "removed" -> what it is of all seeds.
+    arms: names.
+    run: (arm, seeds, data) -> score of each seed.
+    *reported: `title`, `compared` and `beside` of `report`.
+  """
+  parser = argparse.ArgumentParser(
+    description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--seeds", type=int, default=8)
+  parser.add_argument("--first", type=int, default=0, help="the first of the seeds")
+  options = parser.parse_args()
+  seeds = range(options.first, options.first + options.seeds)
+  arms, scores = tuple(arms), {}
+  with tqdm(total=len(data) * len(arms), unit="arm") as bar:
+    for kind, make in data.items():
+      given, scores[kind] = make(seeds), {}
+      for arm in arms:
+        scores[kind][arm] = run(arm, seeds, given)
+        bar.update()
+  title, *compared = reported
+  said = report(title, scores, *compared)
+  print(f"{options.seeds} seed(s) from {options.first} on\n{said}")

@@ -43,13 +43,11 @@ does not hold, -.102 [-.157 -.048]: here agreement costs. (4) was not run. The d
 why the two differ is not known, the gradient of the agreement is that of its formula to 1e-8.
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from affjax import paths, procedures
 from scripts import directions
@@ -77,8 +75,6 @@ STEPS, EVERY = 200, 20
 AUGMENT = (
   "flip_rate", "scale", "shift", "brightness", "contrast", "cast", "grey_rate", "erase_rate",
 )  # fmt: skip
-
-Scores = dict[str, dict[str, list[float]]]  # data -> arm -> of each seed
 
 
 def planted(seed: int, own: bool) -> dict[str, dict[str, Any]]:
@@ -162,35 +158,8 @@ def run(arm: str, seeds: Sequence[int], batches: Sequence[Mapping[str, Any]]) ->
   return directions.best([config(arm, 0)], states, batches, right, every=EVERY)
 
 
-def report(scores: Scores) -> str:
-  """Means, then each rule with its interval and what it makes of it."""
-  gain = lambda data, other: np.subtract(scores[data]["agreeing"], scores[data][other])
-  judged = directions.verdicts(*(gain(data, "apart") for data in DATA), "agreeing - apart")
-  lines = [directions.means("share of expressions, mean", scores), "", judged]
-  lines += [
-    directions.verdict(f"4 {data}, agreeing - single", gain(data, "single")) for data in DATA
-  ]
-  return "\n".join(lines)
-
-
-def main() -> None:
-  """Trains all and prints the tables."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  parser.add_argument("--seeds", type=int, default=8)
-  parser.add_argument("--first", type=int, default=0, help="the first of the seeds")
-  options = parser.parse_args()
-  scores: Scores = {data: {} for data in DATA}
-  seeds = range(options.first, options.first + options.seeds)
-  with tqdm(total=len(DATA) * len(ARMS), unit="arm") as bar:
-    for data in DATA:
-      batches = [planted(seed, data == "planted") for seed in seeds]
-      for arm in ARMS:
-        scores[data][arm] = run(arm, seeds, batches)
-        bar.update()
-  print(f"{options.seeds} seed(s) from {options.first} on\n{report(scores)}")
-
-
 if __name__ == "__main__":
-  main()
+  made = lambda kind: lambda seeds: [planted(seed, kind == "planted") for seed in seeds]
+  data = {kind: made(kind) for kind in DATA}
+  title = "share of expressions, mean"
+  directions.main(__doc__, data, ARMS, run, title, ("agreeing", "apart"), "single")

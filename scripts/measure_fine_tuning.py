@@ -43,13 +43,12 @@ learnt something else also costs those who go on from it: all - scratch is -.030
 planted, .011 [.001 .021] of removed.
 """
 
-import argparse
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from affjax import metrics, procedures
 from scripts import directions
@@ -64,8 +63,6 @@ SIDE, GROUP, NOISE = 4, 4, 0.1  # pixels; hidden numbers of a group; size of wha
 TRUNK_STEPS, TRUNK_RATE = 300, 0.01
 RATES = (0.003, 0.01)
 STEPS, EVERY = 200, 10
-
-Scores = dict[str, dict[str, list[float]]]  # data -> arm -> of each seed
 
 
 def planted(seed: int) -> dict[str, dict[str, dict[str, Any]]]:
@@ -148,43 +145,22 @@ def f1(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> jax.Array:
   return metrics.f1(outputs["au"] > 0, batch["labels"]["au"]).mean()
 
 
-def run(
-  arm: str, seeds: Sequence[int], encoders: Sequence[Any], batches: Sequence[Mapping[str, Any]]
-) -> list[float]:
+def run(arm: str, seeds: Sequence[int], given: tuple[Sequence[Any], Sequence[Any]]) -> list[float]:
   """For each seed the score on the rows to report, where it is best on those to choose by."""
+  encoders, batches = given
   states = [initial(arm, seed, trunk) for seed, trunk in zip(seeds, encoders, strict=True)]
   return directions.best([config(arm, r, 0) for r in RATES], states, batches, f1, every=EVERY)
 
 
-def report(scores: Scores) -> str:
-  """Means, then each rule with its interval and what it makes of it."""
-  gain = lambda data, other: np.subtract(scores[data]["all"], scores[data][other])
-  judged = directions.verdicts(*(gain(data, "frozen") for data in DATA), "all - frozen")
-  lines = [directions.means("F1 of the units, mean", scores), "", judged]
-  lines += [directions.verdict(f"4 {data}, all - scratch", gain(data, "scratch")) for data in DATA]
-  return "\n".join(lines)
-
-
-def main() -> None:
-  """Trains all and prints the tables."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  parser.add_argument("--seeds", type=int, default=8)
-  parser.add_argument("--first", type=int, default=0, help="the first of the seeds")
-  options = parser.parse_args()
-  scores: Scores = {data: {} for data in DATA}
-  seeds = range(options.first, options.first + options.seeds)
+@functools.cache
+def begun(seeds: range) -> tuple[list[Any], list[Any]]:
+  """Of each seed the trunk, which is the same in both data, and the data."""
   made = [planted(seed) for seed in seeds]
-  with tqdm(total=1 + len(DATA) * len(ARMS), unit="arm") as bar:
-    encoders = trunks(seeds, [of["trunk"] for of in made])
-    bar.update()
-    for data in DATA:
-      for arm in ARMS:
-        scores[data][arm] = run(arm, seeds, encoders, [of[data] for of in made])
-        bar.update()
-  print(f"{options.seeds} seed(s) from {options.first} on\n{report(scores)}")
+  return trunks(seeds, [of["trunk"] for of in made]), made
 
 
 if __name__ == "__main__":
-  main()
+  of_kind = lambda trunks, made, kind: (trunks, [of[kind] for of in made])
+  data = {kind: lambda seeds, kind=kind: of_kind(*begun(seeds), kind) for kind in DATA}
+  title = "F1 of the units, mean"
+  directions.main(__doc__, data, ARMS, run, title, ("all", "frozen"), "scratch")

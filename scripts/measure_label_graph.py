@@ -42,13 +42,11 @@ Found, seeds 0 to 7: (1) is not shown, -.020 [-.043 .003]; (2) vanishes, -.003 [
 not shown, -.017 [-.041 .007]. No advantage of the graph over a linear head is shown here.
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from affjax import metrics, procedures
 from affjax.models import graphs
@@ -69,8 +67,6 @@ LABELLED = 1000
 FEATURES = 192
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 STEPS, EVERY = 200, 10
-
-Scores = dict[str, dict[str, list[float]]]  # data -> head -> of each seed
 
 
 def planted(seed: int, follows: bool) -> dict[str, dict[str, Any]]:
@@ -148,33 +144,8 @@ def run(head: str, seeds: Sequence[int], batches: Sequence[Mapping[str, Any]]) -
   return directions.best([config(head, r, 0) for r in RATES], states, batches, f1, every=EVERY)
 
 
-def report(scores: Scores) -> str:
-  """Means, then each rule with its interval and what it makes of it."""
-  gain = lambda data, other: np.subtract(scores[data]["gcn"], scores[data][other])
-  judged = directions.verdicts(*(gain(data, "linear") for data in DATA), "gcn - linear")
-  lines = [directions.means("F1 of the two, mean", scores), "", judged]
-  lines += [directions.verdict(f"4 {data}, gcn - alone", gain(data, "alone")) for data in DATA]
-  return "\n".join(lines)
-
-
-def main() -> None:
-  """Trains all and prints the tables."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  parser.add_argument("--seeds", type=int, default=8)
-  parser.add_argument("--first", type=int, default=0, help="the first of the seeds")
-  options = parser.parse_args()
-  scores: Scores = {data: {} for data in DATA}
-  seeds = range(options.first, options.first + options.seeds)
-  with tqdm(total=len(DATA) * len(HEADS), unit="head") as bar:
-    for data in DATA:
-      batches = [planted(seed, data == "planted") for seed in seeds]
-      for head in HEADS:
-        scores[data][head] = run(head, seeds, batches)
-        bar.update()
-  print(f"{options.seeds} seed(s) from {options.first} on\n{report(scores)}")
-
-
 if __name__ == "__main__":
-  main()
+  made = lambda kind: lambda seeds: [planted(seed, kind == "planted") for seed in seeds]
+  data = {kind: made(kind) for kind in DATA}
+  title = "F1 of the two, mean"
+  directions.main(__doc__, data, HEADS, run, title, ("gcn", "linear"), "alone")

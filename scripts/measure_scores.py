@@ -49,13 +49,11 @@ Found, seeds 0 to 7: (1) holds, .080 [.041 .119], of CCC .508 and .428; (2) vani
 what valence and arousal depend on, to read these from them alone costs half of the CCC.
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from affjax import metrics, procedures
 from affjax.models import emma
@@ -76,8 +74,6 @@ NUISANCE, NOISE = 1.5, 0.5
 WEIGHTS = {"expression": 5.0, "au": 60.0}
 RATES = (3e-3, 1e-2)
 STEPS, EVERY = 160, 10
-
-Scores = dict[str, dict[str, list[float]]]  # data -> head -> of each seed
 
 
 def planted(seed: int, follows: bool) -> dict[str, dict[str, Any]]:
@@ -155,31 +151,7 @@ def run(head: str, seeds: Sequence[int], batches: Sequence[Mapping[str, Any]]) -
   return directions.best([config(head, r, 0) for r in RATES], states, batches, ccc, every=EVERY)
 
 
-def report(scores: Scores) -> str:
-  """Means, then each rule with its interval and what it makes of it."""
-  gain = lambda data: np.subtract(scores[data]["scores"], scores[data]["features"])
-  judged = directions.verdicts(*map(gain, DATA), "scores - features")
-  return "\n".join([directions.means("CCC, mean", scores), "", judged])
-
-
-def main() -> None:
-  """Trains all and prints the tables."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  parser.add_argument("--seeds", type=int, default=8)
-  parser.add_argument("--first", type=int, default=0, help="the first of the seeds")
-  options = parser.parse_args()
-  scores: Scores = {data: {} for data in DATA}
-  seeds = range(options.first, options.first + options.seeds)
-  with tqdm(total=len(DATA) * len(emma.SOURCES), unit="head") as bar:
-    for data in DATA:
-      batches = [planted(seed, data == "planted") for seed in seeds]
-      for head in emma.SOURCES:
-        scores[data][head] = run(head, seeds, batches)
-        bar.update()
-  print(f"{options.seeds} seed(s) from {options.first} on\n{report(scores)}")
-
-
 if __name__ == "__main__":
-  main()
+  made = lambda kind: lambda seeds: [planted(seed, kind == "planted") for seed in seeds]
+  data = {kind: made(kind) for kind in DATA}
+  directions.main(__doc__, data, emma.SOURCES, run, "CCC, mean", ("scores", "features"))

@@ -34,13 +34,11 @@ What it says is a direction on planted data; it is no evidence about the paper's
 yet; of lengths that were tried on seed 100 none shows an advantage.
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from affjax import procedures
 from scripts import directions
@@ -57,8 +55,6 @@ DECODERS = {"both": dict(depth=2), "cross": dict(depth=4, token_attention=False)
 ROWS = {"train": 256, "select": 256, "report": 1024}
 RATE = 3e-3
 STEPS, EVERY = 200, 20
-
-Scores = dict[str, dict[str, list[float]]]  # data -> decoder -> of each seed
 
 
 def planted(seed: int, data: str) -> dict[str, dict[str, Any]]:
@@ -132,31 +128,7 @@ def run(decoder: str, seeds: Sequence[int], batches: Sequence[Mapping[str, Any]]
   return directions.best([config(decoder, 0)], states, batches, right, every=EVERY)
 
 
-def report(scores: Scores) -> str:
-  """Means, then each rule with its interval and what it makes of it."""
-  gain = lambda data: np.subtract(scores[data]["both"], scores[data]["cross"])
-  judged = directions.verdicts(*map(gain, DATA), "both - cross")
-  return f"{directions.means('units told right, mean', scores)}\n\n{judged}"
-
-
-def main() -> None:
-  """Trains all and prints the tables."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  parser.add_argument("--seeds", type=int, default=8)
-  parser.add_argument("--first", type=int, default=0, help="the first of the seeds")
-  options = parser.parse_args()
-  scores: Scores = {data: {} for data in DATA}
-  seeds = range(options.first, options.first + options.seeds)
-  with tqdm(total=len(DATA) * len(DECODERS), unit="arm") as bar:
-    for data in DATA:
-      batches = [planted(seed, data) for seed in seeds]
-      for decoder in DECODERS:
-        scores[data][decoder] = run(decoder, seeds, batches)
-        bar.update()
-  print(f"{options.seeds} seed(s) from {options.first} on\n{report(scores)}")
-
-
 if __name__ == "__main__":
-  main()
+  made = lambda kind: lambda seeds: [planted(seed, kind) for seed in seeds]
+  data = {kind: made(kind) for kind in DATA}
+  directions.main(__doc__, data, DECODERS, run, "units told right, mean", ("both", "cross"))
