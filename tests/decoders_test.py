@@ -456,6 +456,32 @@ def test_tokens_need_an_encoder_that_carries_them():
   assert whole.decoder.num_extra == 0
 
 
+@pytest.mark.parametrize(
+  ("decoder", "takes"),
+  [
+    (LINEAR, True),
+    (TASK_TOKENS | dict(position_bias=False), True),
+    (TASK_TOKENS | dict(position="encoder"), True),
+    (TASK_TOKENS, False),
+    (TASK_TOKENS | dict(position_bias=False, readout=2), False),
+    (TASK_TOKENS | dict(position="encoder", readout=2), False),
+    (dict(name="taskwise.TaskwiseTransformer", width=32, num_heads=4), False),
+  ],
+)
+def test_what_knows_patches_by_their_places_takes_none_that_lack_some(decoder, takes):
+  # Taken or not, it says so before it meets an image.
+  def step():
+    rngs = nnx.Rngs(0, dropout=1)
+    return model(decoder, VIT | dict(mask_rate=0.5))(faces(), train=True, rngs=rngs)
+
+  if takes:
+    assert {task: x.shape[1] for task, x in jax.eval_shape(step).items()} == OUTPUTS
+  else:
+    message = "^mask_rate 0.5 of vit.ViT: .* by their places.*mask_rate=0, or decoders.Linear"
+    with pytest.raises(ValueError, match=message):
+      nnx.eval_shape(lambda: model(decoder, VIT | dict(mask_rate=0.5)))
+
+
 def test_mistakes_in_a_section_name_what_is_allowed():
   with pytest.raises(ValueError, match="affjax.models has no module 'decoder'"):
     model(dict(name="decoder.TaskTokens"))

@@ -26,7 +26,8 @@ class AffectModel(nnx.Module):
 
   A decoder whose attribute `num_extra` is above 0 has tokens that go through the encoder: what its
   `extra(batch)` gives is the argument `extra` of the encoder, which returns them behind its own,
-  and the decoder's `cut` takes its part of the encoder's attention maps.
+  and the decoder's `cut` takes its part of the encoder's attention maps. One whose attribute
+  `by_place` is true knows the image's tokens by their places, and needs all of them.
 
   A temporal model takes `input_width`, `dtype` and `rngs`, maps the means of the frames' tokens
   [batch, time, input_width] to one token each, and has the attribute `width`; it is called with
@@ -82,6 +83,12 @@ class AffectModel(nnx.Module):
         f"position 'encoder' of the tokens of {decoder['name']}: {temporal['name']} comes before"
         " the decoder; use config.model.decoder.position=decoder, or decoders.Linear"
       )
+    if getattr(self.decoder, "by_place", False) and getattr(self.encoder, "mask_rate", 0):
+      raise ValueError(
+        f"mask_rate {self.encoder.mask_rate} of {encoder['name']}: {decoder['name']} knows tokens"
+        " by their places, and some would be missing; use config.model.encoder.mask_rate=0, or"
+        " decoders.Linear"
+      )
     takes = inspect.signature(type(self.encoder).__call__).parameters
     if self.decoder.num_extra and "extra" not in takes:
       raise ValueError(
@@ -117,7 +124,7 @@ class AffectModel(nnx.Module):
     """
     options = dict(train=train, rngs=rngs, attention=attention)
     tokens, encoder_maps = self._encode(images, present, **options)
-    outputs = self.decoder(tokens, **options)
+    outputs = self.decoder(tokens, **self._beside(images, present), **options)
     outputs, decoder_maps = outputs if attention else (outputs, None)
     outputs = of_clips(outputs, present)
     if not attention:
@@ -137,13 +144,22 @@ class AffectModel(nnx.Module):
       mean of the tokens that the decoder reads, and behind it each of the decoder's own tokens that
       the encoder carried.
     """
-    tokens, _ = self._encode(images, present, train=False, rngs=None, attention=False)
+    options = dict(train=False, rngs=None, attention=False)
+    tokens, _ = self._encode(images, present, **options)
+    outputs = self.decoder(tokens, **self._beside(images, present), **options)
+    return of_clips(outputs | {"features": self._vector(tokens)}, present)
+
+  def _beside(self, images: jax.Array, present: jax.Array | None) -> dict[str, jax.Array]:
+    """What the decoder is given besides tokens: nothing, unless a model says otherwise."""
+    del images, present
+    return {}
+
+  def _vector(self, tokens: jax.Array) -> jax.Array:
+    """[frames, width] float32: the mean of the image's tokens, then the decoder's own."""
     own = self.decoder.num_extra
     image = tokens[:, : tokens.shape[1] - own].astype(jnp.float32).mean(axis=1)
     carried = tokens[:, tokens.shape[1] - own :].astype(jnp.float32).reshape(image.shape[0], -1)
-    outputs = self.decoder(tokens, train=False, rngs=None, attention=False)
-    vectors = jnp.concatenate([image, carried], axis=1)
-    return of_clips(outputs | {"features": vectors}, present)
+    return jnp.concatenate([image, carried], axis=1)
 
   def _encode(
     self, images: jax.Array, present: jax.Array | None, **options: Any
@@ -152,14 +168,17 @@ class AffectModel(nnx.Module):
 
     Without `attention` there are none.
     """
-    if present is not None:
-      images = images.reshape(-1, *self.input_shape)
+    images = self._frames(images, present)
     extra = {"extra": self.decoder.extra(images.shape[0])} if self.decoder.num_extra else {}
     tokens = self.encoder(images, **extra, **options)
     tokens, maps = tokens if options["attention"] else (tokens, None)
     if self.standardise is not None:
       tokens = self._one_a_frame(tokens, present, train=options["train"], rngs=options["rngs"])
     return tokens, maps
+
+  def _frames(self, images: jax.Array, present: jax.Array | None) -> jax.Array:
+    """All frames as one batch."""
+    return images if present is None else images.reshape(-1, *self.input_shape)
 
   def _one_a_frame(
     self, tokens: jax.Array, present: jax.Array | None, *, train: bool, rngs: nnx.Rngs | None

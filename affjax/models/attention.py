@@ -27,9 +27,11 @@ class DAN(nnx.Module):
 
   Attributes:
     num_extra: 0, it has no tokens for the encoder to carry.
+    by_place: True, it needs the image's token of every place.
   """
 
   num_extra = 0
+  by_place = True
 
   def __init__(
     self,

@@ -74,6 +74,7 @@ class TaskTokens(nnx.Module):
     token_names: which token is which, in their order: "au" for all of a task, "au/11" for the
       number of that index.
     num_extra: how many tokens the encoder has to carry; 0 in position "decoder".
+    by_place: whether it needs the image's token of every place.
   """
 
   def __init__(
@@ -133,6 +134,7 @@ class TaskTokens(nnx.Module):
     self.num_extra, self.input_length = count if inside else 0, input_length
     if inside:
       width, depth, position_bias = input_width, 0, False
+    self.by_place = position_bias or readout > 0
     dtype = jnp.dtype(dtype)
     same = input_width == width
     self.project = None if same else nnx.Linear(input_width, width, dtype=dtype, rngs=rngs)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from affjax.build import build
-from affjax.models.affect import of_clips
+from affjax.models.affect import AffectModel
 from affjax.models.decoders import Heads, read_layout
 
 _PACKAGE = "affjax.models"
@@ -18,7 +18,7 @@ _DISTRIBUTION = "expression"
 _VA = "va"
 
 
-class EMMA(nnx.Module):
+class EMMA(AffectModel):
   """An encoder, a second network that knows expressions, and a head of both their scores.
 
   Li et al. (2022, arXiv:2207.11679): a ViT gives logits of expressions and units, a CNN that is
@@ -28,9 +28,6 @@ class EMMA(nnx.Module):
   The second network's batch norms go by their statistics, while training too. There they do not
   (CODE), so that a network that is called frozen drifts. Its parameters stay where they are by a
   group of the optimiser, `freeze=True`.
-
-  Attributes:
-    input_shape: of an image, without the batch.
   """
 
   def __init__(
@@ -59,47 +56,25 @@ class EMMA(nnx.Module):
     Raises:
       ValueError: a section is wrong, or a prior has nothing to give.
     """
-    common = dict(dtype=jnp.dtype(dtype), rngs=rngs)
-    self.input_shape = (image_size, image_size, 3)
-    self.encoder = build(encoder, _PACKAGE, image_size=image_size, **common)
     if prior and _DISTRIBUTION not in outputs:
       raise ValueError(f"config.model.prior knows {_DISTRIBUTION}s, and config.labels has none")
     beside = outputs[_DISTRIBUTION] if prior else 0
-    own = dict(outputs={_DISTRIBUTION: beside}, image_size=image_size)
-    self.prior = build(prior, _PACKAGE, **own, **common) if prior else None
-    sizes = dict(input_width=self.encoder.width, input_length=self.encoder.num_tokens)
-    self.decoder = build(decoder, _PACKAGE, outputs=dict(outputs), beside=beside, **sizes, **common)
+    common = dict(image_size=image_size, dtype=dtype, rngs=rngs)
+    super().__init__(
+      encoder=encoder, decoder=dict(decoder) | dict(beside=beside), outputs=outputs, **common
+    )
+    own = {_DISTRIBUTION: beside}
+    self.prior = build(prior, _PACKAGE, outputs=own, **common) if prior else None
 
-  def __call__(
-    self,
-    images: jax.Array,
-    present: jax.Array | None = None,
-    *,
-    train: bool = False,
-    rngs: nnx.Rngs | None = None,
-    attention: bool = False,
-  ) -> dict[str, jax.Array] | tuple[dict[str, jax.Array], dict[str, Any]]:
-    """Predicts every task; arguments and what comes out as of `affect.AffectModel`."""
-    frames = self._frames(images, present)
-    tokens = self.encoder(frames, train=train, rngs=rngs, attention=attention)
-    tokens, maps = tokens if attention else (tokens, None)
-    outputs = of_clips(self.decoder(tokens, self._beside(frames)), present)
-    return (outputs, {"encoder": maps, "decoder": {}}) if attention else outputs
-
-  def features(self, images: jax.Array, present: jax.Array | None = None) -> dict[str, jax.Array]:
-    """Predicts every task, and gives "features", the vector that the scores are read from."""
-    frames = self._frames(images, present)
-    tokens = self.encoder(frames)
-    outputs = self.decoder(tokens, self._beside(frames))
-    return of_clips(outputs | {"features": self.decoder.pooled(tokens)}, present)
-
-  def _frames(self, images: jax.Array, present: jax.Array | None) -> jax.Array:
-    """All frames as one batch."""
-    return images if present is None else images.reshape(-1, *self.input_shape)
-
-  def _beside(self, frames: jax.Array) -> jax.Array | None:
+  def _beside(self, images: jax.Array, present: jax.Array | None) -> dict[str, jax.Array]:
     """[frames, expressions] logits of the second network, which is never told that it trains."""
-    return None if self.prior is None else self.prior(frames)[_DISTRIBUTION]
+    if self.prior is None:
+      return {}
+    return {"beside": self.prior(self._frames(images, present))[_DISTRIBUTION]}
+
+  def _vector(self, tokens: jax.Array) -> jax.Array:
+    """[frames, width] float32, what the scores are read from."""
+    return self.decoder.pooled(tokens)
 
 
 class Scores(nnx.Module):

@@ -35,9 +35,11 @@ class TaskwiseTransformer(nnx.Module):
   Attributes:
     token_names: as in `decoders.TaskTokens`.
     num_extra: 0, the encoder carries none of the tokens.
+    by_place: True, it needs the image's token of every place.
   """
 
   num_extra = 0
+  by_place = True
 
   def __init__(
     self,
