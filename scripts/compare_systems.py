@@ -138,7 +138,7 @@ SYSTEMS = {
     tasks=("va", "expression"),
     verified="graph, adjacency, losses against the formulas of the authors' code; DenseNet-121"
     " against Keras'",
-    inferred="random vectors in place of GloVe's; a narrower CNN, AdamW",
+    inferred="random vectors in place of GloVe's; half of a narrower CNN, AdamW",
   ),
   "emotion_gcn_linear": System(
     **_ANTONIADIS,
