@@ -132,7 +132,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     decoder=dict(name="decoders.Linear", heteroscedastic=False, va_activation="tanh"),
   )
   if debug:
-    config.model.encoder.depth = 2
+    config.model.encoder.depth = 1
   if paper:
     config.model.encoder.update(
       variant="B/16",  # CODE

@@ -68,6 +68,8 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
       dropout_rate=0.1, readout=16,
     ),
   )  # fmt: skip
+  if debug:
+    config.model.encoder.depth = 1
   config.losses = dict(expression=dict(name="losses.cross_entropy", label_smoothing=0.1))
   config.procedure = dict(
     name="supervised.Supervised", weighting="simple", ema_decay=0.998, mixup_alpha=0.2

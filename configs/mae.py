@@ -129,6 +129,8 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     | size.get("encoder", {}),
     pixel_decoder=dict(name="masked.PixelDecoder") | size["pixel_decoder"],
   )
+  if debug:
+    config.model.encoder.depth = 1
   config.procedure = dict(
     name="self_supervised.MaskedAutoencoding",
     mask_rate=0.75,  # CODE

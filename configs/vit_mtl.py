@@ -227,6 +227,8 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     ),
   )
   config.model.update(kind.get("model", {}))
+  if debug:
+    config.model.encoder.depth = 1
   if given["plain"]:
     config.model.decoder = dict(name="decoders.Linear", heteroscedastic=False, va_activation="tanh")
   config.losses = dict(

@@ -60,7 +60,7 @@ def crops(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-  return save_run(tmp_path_factory.mktemp("submit") / "run", debug_config())
+  return save_run(tmp_path_factory.mktemp("submit") / "run", debug_config(), seed=1)
 
 
 OPENED = functools.cache(inference.load)

@@ -45,7 +45,10 @@ HEART = {
   "mt_transformer": {
     "image_size": 32,
     "data.image_size": 32,
-    "steps": 200,
+    "steps": 250,
+    "optimizer.learning_rate": 1e-3,
+    "optimizer.groups.encoder.learning_rate": 1e-3,
+    "optimizer.groups.image.learning_rate": 1e-3,
     "optimizer.warmup_steps": 20,
     "optimizer.clip_norm": 0.0,
     "model.decoder.dropout_rate": 0.0,

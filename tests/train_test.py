@@ -213,12 +213,9 @@ def test_one_flipped_bit_is_named_and_the_step_before_is_used(
 def test_devices_processes_and_placements_train_alike(tiny_faces, tmp_path):
   # A small rate: at a large one Adam makes steps of full size out of gradients that are rounding.
   same = ("--config.log_every=1", "--config.optimizer.learning_rate=1e-5", "--config.steps=10")
-  same += (
-    "--config.model.encoder.scan=True",
-    "--config.model.encoder.stem=patch",
-  )  # compile sooner
+  same += ("--config.model.encoder.stem=patch",)  # it compiles sooner
   streamed = tmp_path / "streamed"
-  for devices in (1, 2, 4, 8):
+  for devices in (1, 8):
     where, placement = (streamed, "stream") if devices == 1 else (tmp_path / f"{devices}", "device")
     said, code = launched(where, tiny_faces, *same, placed(placement), devices=devices)
     assert code == 0, said
@@ -226,7 +223,7 @@ def test_devices_processes_and_placements_train_alike(tiny_faces, tmp_path):
   pair(two, tiny_faces, *same, placed("device"))
   expected = log(streamed)
   assert len(expected) == 10
-  for where in (*(tmp_path / f"{n}" for n in (2, 4, 8)), two):
+  for where in (tmp_path / "8", two):
     for entry, alone in zip(log(where), expected, strict=True):
       for name in (n for n in entry if n.startswith(("loss", "weight"))):
         assert entry[name] == pytest.approx(alone[name], rel=1e-5, abs=1e-6), (where, name)

@@ -126,7 +126,7 @@ def test_a_step_that_does_not_fit_says_what_would_help(tiny_faces, tmp_path):
 
 @pytest.mark.slow
 def test_a_full_disk_stops_the_run_in_one_line_and_with_room_it_goes_on(tiny_faces, disk):
-  folder = disk("size=22m")  # for one checkpoint and a half
+  folder = disk("size=14m")  # for one checkpoint and a half
   process = start(folder / "run", tiny_faces)
   said = process.communicate()[0]
   assert process.returncode == 1, said
@@ -151,9 +151,9 @@ def test_a_full_disk_stops_the_run_in_one_line_and_with_room_it_goes_on(tiny_fac
 
 
 def test_a_disk_without_room_for_a_checkpoint_is_said_before_anything_is_compiled(tiny_faces, disk):
-  folder = disk("size=22m")
-  (folder / "ballast").write_bytes(bytes(15_000_000))
-  with pytest.raises(ValueError, match="a checkpoint takes about 15 MB and .* has .* MB free"):
+  folder = disk("size=14m")
+  (folder / "ballast").write_bytes(bytes(9_000_000))
+  with pytest.raises(ValueError, match="a checkpoint takes about 9 MB and .* has .* MB free"):
     train.run(debug_config(), folder / "run", tiny_faces)
 
 
