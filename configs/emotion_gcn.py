@@ -10,8 +10,9 @@ drawn at random; where weights of ImageNet do, training starts from random numbe
 Where two expressions were planted to follow valence and arousal, `scripts/measure_label_graph.py`
 finds no advantage of the graph: its F1 of the two less that of a linear head is -.020 [-.043 .003]
 over eight seeds. Of the paper's data that says nothing. The reduced variant starts to learn
-valence and arousal after some 8,000 faces (CCC .29 after 13,000); where labels are missing as in
-s-Aff-Wild2 (`--config.data.view.masks=s_aff_wild2`) it was still at its floor after 24,000.
+valence and arousal after some 8,000 faces (one seed; `:steps=400`, 12,800 faces: CCC .29); where
+labels are missing as in s-Aff-Wild2 (`:steps=750 --config.data.view.masks=s_aff_wild2`, 24,000) it
+was still at its floor.
 
   python -m affjax.main --config=configs/emotion_gcn.py                  # synthetic faces, minutes
   python -m affjax.main --config=configs/emotion_gcn.py:head=linear      # without a graph

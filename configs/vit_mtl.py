@@ -19,8 +19,8 @@ raf_db, expw, raf_au, image_folder, or one of them and its config: aff_wild2/va)
 S, B / patch size), steps, batch_size, metric (the score that chooses the checkpoint), plain (the
 twin that has no task tokens: the mean of the encoder's tokens, a linear head for each task, equal
 weights of the losses), auxiliary (a second data set, or it and its config, a fifth of every
-training batch), debug (one CPU, under a minute; the smallest encoder, and the smallest data
-set of that kind).
+training batch), debug (one CPU, under a minute; one block of the encoder, by default the
+smallest, and the smallest data set of that kind).
 """
 
 import ml_collections

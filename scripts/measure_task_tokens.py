@@ -34,8 +34,8 @@ What it says is a direction on planted data; it is no evidence about the paper's
 were tried on seed 100 before, none showed an advantage.
 
 Found, seeds 0 to 7: (1) is not shown, .001 [-.023 .025], of .784 and .783 told right; (2) vanishes,
-.010 [-.040 .060]; (3) is not shown, -.009 [-.048 .030]. A token that sees the image's encoded
-places may already know what its neighbours say: nothing is left for it to ask them.
+.010 [-.040 .060]; (3) is not shown, -.009 [-.048 .030]. Why is not known: a token that sees the
+image's encoded places may already know what the other tokens could tell it.
 """
 
 from collections.abc import Mapping, Sequence

@@ -153,6 +153,14 @@ def test_the_convolutions_and_their_statistics_stay_to_the_bit_and_all_else_lear
   assert moved == learning
 
 
+@pytest.mark.slow
+def test_without_the_group_they_learn():
+  before, after, _ = learnt("debug", [drawn(0), drawn(1)])
+  old, new = (of(x.params) | of(x.model_state) for x in (before, after))
+  trunk = [name for name in old if name.startswith(TRUNK)]
+  assert all(not np.array_equal(old[name], new[name]) for name in trunk)
+
+
 def test_what_is_not_labelled_teaches_nothing():
   batch, other = drawn(0), drawn(0)
   for task, mask in batch["mask"].items():

@@ -19,7 +19,8 @@ def found(tiny_faces):
 
 def predictor(**decoder):
   """As opened from a run, with the parameters that its config starts from."""
-  config = debug_config(**{f"model__decoder__{name}": value for name, value in decoder.items()})
+  changes = {f"model__decoder__{name}": value for name, value in decoder.items()}
+  config = debug_config(model__encoder__depth=4, **changes)
   procedure = procedures.from_config(config)
   state = jax.jit(procedure.init)()
   return inference.Predictor(config, procedure, state.params, state.model_state)
@@ -32,7 +33,7 @@ def test_a_predictor_says_where_each_token_by_its_label_looks(position, found):
   maps = opened.attention(images)
   units = [f"AU{n}" for n in (1, 2, 4, 6, 7, 10, 12, 15, 23, 24, 25, 26)]
   assert maps.names == ("valence", "arousal", "expression", *units)
-  layers, heads = (2, 8) if position == "decoder" else (1, 3)
+  layers, heads = (2, 8) if position == "decoder" else (4, 3)
   assert maps.image.shape == (layers, 3, heads, 15, 7, 7)
   assert maps.tokens.shape == (layers, 3, heads, 15, 15)
   total = maps.image.sum((-2, -1)) + (maps.tokens.sum(-1) if position == "encoder" else 0)

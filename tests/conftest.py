@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# A compiler that tries less hard saves a fifth of what the tests take.
+# A compiler that tries less hard: two systems that learn by heart took a fifth less CPU time.
 os.environ.setdefault(
   "XLA_FLAGS",
   "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1",

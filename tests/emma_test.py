@@ -223,6 +223,11 @@ def test_as_an_onnx_file_it_says_the_same():
     np.testing.assert_allclose(found[task], y, atol=1e-3 * float(np.abs(y).max()))
 
 
+def test_how_many_scores_come_from_elsewhere_follows_from_the_second_network():
+  with pytest.raises(ValueError, match="config.model.decoder.beside follows from"):
+    model(decoder=MODEL["decoder"] | dict(beside=8))
+
+
 def test_a_second_network_of_expressions_needs_some():
   with pytest.raises(ValueError, match="config.model.prior knows expressions"):
     build(MODEL, "affjax.models", outputs={"va": 2, "au": 12}, image_size=SIZE, rngs=rngs())

@@ -213,7 +213,7 @@ def test_one_flipped_bit_is_named_and_the_step_before_is_used(
 def test_devices_processes_and_placements_train_alike(tiny_faces, tmp_path):
   # A small rate: at a large one Adam makes steps of full size out of gradients that are rounding.
   same = ("--config.log_every=1", "--config.optimizer.learning_rate=1e-5", "--config.steps=10")
-  same += ("--config.model.encoder.stem=patch",)  # it compiles sooner
+  same += tuple(f"--config.model.encoder.{x}" for x in ("scan=True", "depth=2", "stem=patch"))
   streamed = tmp_path / "streamed"
   for devices in (1, 8):
     where, placement = (streamed, "stream") if devices == 1 else (tmp_path / f"{devices}", "device")

@@ -58,6 +58,8 @@ class EMMA(AffectModel):
     """
     if prior and _DISTRIBUTION not in outputs:
       raise ValueError(f"config.model.prior knows {_DISTRIBUTION}s, and config.labels has none")
+    if "beside" in decoder:
+      raise ValueError("config.model.decoder.beside follows from config.model.prior; remove it")
     beside = outputs[_DISTRIBUTION] if prior else 0
     common = dict(image_size=image_size, dtype=dtype, rngs=rngs)
     super().__init__(
