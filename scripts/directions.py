@@ -79,14 +79,16 @@ def means(title: str, scores: Mapping[str, Mapping[str, Sequence[float]]]) -> st
   return "\n".join(lines)
 
 
-def verdict(what: str, values: Sequence[float], said: tuple[str, str] = ("", "")) -> str:
-  """A line: mean over the seeds, its interval, and what is said if that lies above 0, or if not.
+def verdict(what: str, values: Sequence[float], said: tuple[str, str, str] = ("", "", "")) -> str:
+  """A line: mean over the seeds, its interval, and what is said where that lies.
+
+  `said` is for an interval above 0, around it, and below it.
 
   Of a single seed there is no interval, and nothing is said.
   """
   mean, half = sweep.interval(values)
   low, high = mean - half, mean + half
-  word = "" if np.isnan(half) else said[not low > 0]
+  word = "" if np.isnan(half) else said[0 if low > 0 else 2 if high < 0 else 1]
   return f"{what:32}{mean:8.4f}  [{low:7.4f} {high:7.4f}]  {word}"
 
 
@@ -99,12 +101,13 @@ def verdicts(planted: Sequence[float], removed: Sequence[float], what: str) -> s
     what: of whom the difference is, such as "gcn - linear".
   """
   gain = np.subtract(planted, removed)
+  shown = ("holds", "not shown", "the contrary")
   return "\n".join(
     [
       f"{'paired difference':32}{'mean':>8}  95 % interval",
-      verdict(f"1 planted, {what}", planted, ("holds", "not shown")),
-      verdict(f"2 removed, {what}", removed, ("DOES NOT VANISH", "vanishes")),
-      verdict("3 (1) - (2)", gain, ("holds", "not shown")),
+      verdict(f"1 planted, {what}", planted, shown),
+      verdict(f"2 removed, {what}", removed, ("DOES NOT VANISH", "vanishes", "turns")),
+      verdict("3 (1) - (2)", gain, shown),
     ]
   )
 

@@ -36,7 +36,7 @@ report. An interval is Student's 95 % over the seeds, paired.
 
 What it says is a direction on planted data; it is no evidence about the paper's.
 
-Found, seeds 0 to 7: (1) holds, .355 [.328 .383]; (2) vanishes, -.006 [-.011 -.001]: where the trunk
+Found, seeds 0 to 7: (1) holds, .355 [.328 .383]; (2) turns, -.006 [-.011 -.001]: where the trunk
 has what is needed, to freeze it is even a little better; (3) holds, .361 [.335 .387]. Mean F1 of
 all, frozen and scratch: .876, .521, .905 of planted, .934, .939, .923 of removed. A trunk that
 learnt something else also costs those who go on from it: all - scratch is -.030 [-.048 -.011] of

@@ -44,7 +44,7 @@ With equal weights that is what to expect of few labels.
 
 What it says is a direction on planted data; it is no evidence about the paper's.
 
-Found, seeds 0 to 7: (1) holds, .080 [.041 .119], of CCC .508 and .428; (2) vanishes, and turns:
+Found, seeds 0 to 7: (1) holds, .080 [.041 .119], of CCC .508 and .428; (2) turns:
 -.199 [-.242 -.157], of .212 and .411; (3) holds, .279 [.235 .324]. Where the scores do not know
 what valence and arousal depend on, to read these from them alone costs half of the CCC.
 """
