@@ -8,15 +8,19 @@ reproduced, as the data are licensed.
   python -m affjax.main --config=configs/emma.py
 
 trains without the CNN: valence and arousal from the ViT's own 20 scores, from random numbers. The
-whole system is three runs, first the faces, then the CNN, then both:
+whole system is four runs: the faces without labels, then the CNN's encoder, the CNN, and both:
 
   python -m affjax.main --config=configs/mae.py
-  python -m affjax.main --config=configs/emma.py:stage=prior --workdir=runs/emma-prior
+  python -m affjax.main --config=configs/abaw4_baseline.py:task=lsd --workdir=runs/lsd
+  python -m affjax.main --config=configs/emma.py:stage=prior --workdir=runs/emma-prior \\
+    --config.initialise.source=runs/lsd
   python -m affjax.main --config=configs/emma.py:prior=runs/emma-prior \\
     --config.initialise.source=runs/mae
 
-There the CNN, a DAN, knows AffectNet's eight expressions. That is not here: the expressions of our
-own training split stand in for it, so it has seen no face that the ViT has not.
+There the CNN, a DAN, comes from celebrities' faces (RECALL) and knows AffectNet's expressions.
+Neither is here. Six posed expressions stand in for the former: its attention learnt nothing over an
+encoder of random numbers. For the latter the expressions of our own training split do, so it has
+seen no other face there than the ViT has.
 
   python -m affjax.main --config=configs/emma.py:va_from=features   # to compare
   python -m affjax.main --config=configs/emma.py:variant=paper --mode=check --noopen_data
@@ -143,8 +147,8 @@ def _cnn(paper: bool, debug: bool) -> dict[str, Any]:
     encoder=dict(
       name="resnet.ResNet",
       depth=18,  # CODE
-      stages=4 if paper else 3,
-      multiplier=1.0 if paper else 0.25 if debug else 0.5,
+      stages=2 if debug else 4,  # of the reduced ones as in abaw4_baseline, which it starts from
+      multiplier=1.0 if paper else 0.25,
       grid=0,  # CODE: the map as it is
     ),
     decoder=dict(name="attention.DAN", num_heads=4),  # CODE
@@ -159,6 +163,7 @@ def _prior(
   config.model = _cnn(paper, debug)
   config.losses = dict(expression=dict(name="losses.cross_entropy", label_smoothing=0.0))
   config.checkpoint.metric = "expression/f1"
+  config.initialise.include = "model/encoder"
   return config
 
 

@@ -138,13 +138,13 @@ SYSTEMS = {
     tasks=("va", "expression"),
     verified="graph, adjacency, losses against the formulas of the authors' code; DenseNet-121"
     " against Keras'",
-    inferred="random vectors in place of GloVe's; half of a narrower CNN, AdamW",
+    inferred="random vectors in place of GloVe's; a narrow VGG in place of the CNN; AdamW",
   ),
   "emotion_gcn_linear": System(
     **_ANTONIADIS,
     config="configs/emotion_gcn.py:head=linear",
     tasks=("va", "expression"),
-    verified="DenseNet-121 as above",
+    verified="as above",
     inferred="the twin without a graph: a dense layer for each task",
   ),
   "abaw4_trunk": System(
@@ -211,7 +211,8 @@ SYSTEMS = {
     config="configs/emma.py:stage=prior",
     tasks=("expression",),
     verified="DAN against a plain PyTorch definition",
-    inferred="expressions of our faces in place of AffectNet; a narrow CNN",
+    inferred="renders in place of MS-Celeb-1M and AffectNet; a narrow CNN",
+    start=("--config.initialise.source={abaw4_lsd}",),
   ),
   "emma": System(
     **_LI,

@@ -56,10 +56,12 @@ HEART = {
     "losses.expression.logit_adjustment": None,
     "losses.au.label_smoothing": 0.0,
   },
-  "emotion_gcn": {"steps": 250, "optimizer.learning_rate": 1e-3, "optimizer.warmup_steps": 20},
-  "emotion_gcn_linear": {
-    "steps": 150, "optimizer.learning_rate": 1e-3, "optimizer.warmup_steps": 20,
+  "emotion_gcn": {
+    "steps": 200,
+    "optimizer.groups.graph.learning_rate": 1e-3,
+    "optimizer.warmup_steps": 20,
   },
+  "emotion_gcn_linear": {"steps": 100, "optimizer.warmup_steps": 20},
   "abaw4_all": QUICK | {"steps": 100, "model.encoder.dropout_rate": 0.0},
   "abaw4_lsd": QUICK | {"steps": 150},
   "senet": QUICK | {"steps": 150},
