@@ -47,7 +47,7 @@ from affjax.state import TrainState
 WEIGHTS = ("ema", "raw")
 FIELDS = ("source", "checkpoint", "weights", "include", "exclude", "rename", "more")
 ENCODER = "model/encoder/"
-POSITIONS = f"{ENCODER}positions"
+POSITIONS = "encoder/positions"  # how the names end, as a model may have several encoders
 FILES = (".npz", ".safetensors")
 # Fields of an encoder that its arrays do not show: others would not have the arrays' shapes.
 UNSEEN = ("gelu", "norm_epsilon", "num_heads", "centre", "norm", "count_padding", "stride_in")
@@ -333,12 +333,14 @@ def _chosen(own: Mapping[str, Any], section: Mapping[str, Any], where: str) -> l
 def _stacked_as(
   found: Mapping[str, np.ndarray], own: Mapping[str, Any]
 ) -> Mapping[str, np.ndarray]:
-  """The source's blocks in one array or one by one, as this run's encoder has them."""
-  if any(name.startswith(f"{ENCODER}blocks/") for name in own):
-    stacked = any(re.match(rf"{ENCODER}blocks/\D", name) for name in own)
-    found = weights.unstack(found)
-    found = weights.stack(found) if stacked else found
-  return found
+  """The source's blocks in one array or one by one, as each part of this run has them."""
+  blocks = re.compile(r"(.*/)blocks/(\D?)")
+  ways = {m[1]: bool(m[2]) for m in map(blocks.match, own) if m}  # part -> whether it stacks them
+  part = lambda name: m[1] if (m := blocks.match(name)) else ""
+  named = lambda arrays, way: {n: a for n, a in arrays.items() if ways.get(part(n)) is way}
+  apart = weights.unstack({n: a for n, a in found.items() if part(n) in ways})
+  others = {n: a for n, a in found.items() if part(n) not in ways}
+  return others | named(apart, False) | weights.stack(named(apart, True))
 
 
 def _normed_as(
@@ -356,17 +358,20 @@ def _resized(
   found: Mapping[str, np.ndarray], own: Mapping[str, Any], common: Iterable[str]
 ) -> dict[str, np.ndarray]:
   """Position embeddings of another number of patches, made to fit."""
-  if POSITIONS not in common:
-    return {}
-  array, shape = found[POSITIONS], own[POSITIONS].shape
+  positions = [name for name in common if name.endswith(POSITIONS)]
+  resized = {name: _on_grid(found[name], own[name].shape) for name in positions}
+  return {name: array for name, array in resized.items() if array is not None}
+
+
+def _on_grid(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+  """Position embeddings on another grid; None: they fit as they are, or there is no way."""
   if array.shape == shape or array.ndim != 3 or array.shape[::2] != shape[::2] or not array.size:
-    return {}
+    return None
   # One more than a square: the first is that of a class token.
   (_, first), (side, class_token) = (_grid(n) for n in (array.shape[1], shape[1]))
   if first != class_token:
-    return {}
-  resized = vit.resize_positions(array, (side, side), class_token=class_token)
-  return {POSITIONS: np.asarray(resized)}
+    return None
+  return np.asarray(vit.resize_positions(array, (side, side), class_token=class_token))
 
 
 def _grid(length: int) -> tuple[int, bool]:

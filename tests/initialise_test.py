@@ -177,6 +177,32 @@ def test_blocks_are_stacked_or_taken_apart_as_this_run_has_them(scan, tmp_path):
   assert len({np.asarray(block).tobytes() for block in kernel}) == 3
 
 
+def test_so_are_those_of_encoders_that_are_members(tmp_path):
+  sizes = dict(variant="mu/16", width=16, depth=2, num_heads=2)
+  source = of_encoder(vit.ViT(**sizes, image_size=64, rngs=nnx.Rngs(0)))
+  blocks = {"0": {"weight": jnp.ones(3)}, "1": {"weight": jnp.ones(3)}}
+  source.params["model"]["decoder"] = {"blocks": blocks}
+  np.savez(tmp_path / "w.npz", **paths.named(source.params))
+  one, other = (
+    of_encoder(vit.ViT(**sizes, image_size=32, scan=scan, rngs=nnx.Rngs(1))).params["model"]
+    for scan in (False, True)
+  )
+  members = {0: one | {"decoder": {"blocks": blocks}}, 1: other | {"decoder": {"blocks": blocks}}}
+  state = TrainState(jnp.int32(0), {"model": {"members": members}}, {}, (), None)
+  into = lambda i: dict(
+    source=str(tmp_path / "w.npz"), rename=(("^model/", f"model/members/{i}/"),)
+  )
+  taken = initialise.read(into(0) | {"more": {"second": into(1)}}, state)
+  # All there is, the blocks of the decoders as they are.
+  assert set(taken.arrays) == set(paths.named(state.params))
+  assert taken.report.count("resized: ") == 2
+  kernels = [
+    taken.arrays[f"model/members/0/encoder/blocks/{i}/mlp/expand/kernel"] for i in range(2)
+  ]
+  stacked = taken.arrays["model/members/1/encoder/blocks/mlp/expand/kernel"]
+  np.testing.assert_array_equal(np.stack(kernels), stacked)
+
+
 @pytest.mark.parametrize("scan", [False, True])
 def test_a_file_of_transformers_is_taken_as_the_encoder(scan, tmp_path):
   options, arrays, _ = vit_reference.golden("vit")
@@ -417,7 +443,8 @@ def test_a_frozen_encoder_of_another_run_stays_as_it_was_to_the_bit(tiny_faces, 
   with config.unlocked():
     config.optimizer.groups = {"encoder": {"pattern": "encoder", "freeze": True}}
   config.initialise.update(source=str(first), checkpoint="latest", include="encoder")
-  config = shrink(json.loads(config.to_json_best_effort())) | {"accumulate": 2}
+  config = shrink(json.loads(config.to_json_best_effort()))
+  config |= {"accumulate": 2, "draw_report": False}
   train.run(config, second, tiny_faces)
   before, after = flat(of_source.ema), last(second, config)
   own = [name for name in before if "encoder" in name]
