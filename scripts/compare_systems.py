@@ -128,7 +128,7 @@ SYSTEMS = {
     tasks=_ALL,
     verified="decoder, rates of three groups and loss of the units against the formulas of the"
     " authors' code for units; InceptionV3 against Keras'",
-    inferred="tokens of valence, arousal, expressions; which uncertainty weights; a small ViT in"
+    inferred="tokens of valence, arousal, expressions; which uncertainty weights; a narrow VGG in"
     " place of the CNN; one peak, 5e-4, of all rates",
     ferplus=True,
   ),

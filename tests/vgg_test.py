@@ -30,6 +30,8 @@ def test_the_last_map_becomes_a_grid_or_one_token_in_the_dtype_that_is_asked_for
     (dict(grid=3, norm="batch"), (2, 9, 64)),
     (dict(norm="group"), (2, 1, 64)),
     (dict(dense=(48, 32)), (2, 1, 32)),
+    (dict(grid=0, stages=4, norm="batch"), (2, 49, 64)),
+    (dict(grid=0, stages=2), (2, 784, 16)),
   ):
     model = shapes(image_size=112, multiplier=0.125, dtype="bfloat16", **options)
     graph, state = nnx.split(model)
@@ -47,6 +49,7 @@ def test_wrong_options_are_refused_by_name():
     (dict(image_size=31), "last map of 31 x 31 pixels is 0 x 0"),
     (dict(image_size=31, dense=(8,)), "last map of 31 x 31 pixels is 0 x 0"),
     (dict(dense=(8,), grid=2), "last map of 224 x 224 pixels is 1 x 1"),
+    (dict(stages=6), "stages 6 of a VGG: it has 1 to 5"),
     (dict(dense=(8, 0)), r"dense \(8, 0\) of a VGG"),
   ):
     with pytest.raises(ValueError, match=says):

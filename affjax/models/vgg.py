@@ -20,8 +20,9 @@ class VGG(Encoder):
   The convolutions have 14,714,688 parameters; with `dense=(4096, 4096)` for images of 224 pixels
   and a classifier of 1000 classes there are 138,357,544.
 
-  Differs from the paper in that it can be narrower, can normalise, and gives its last map averaged
-  into a grid of tokens, which a decoder pools, where it has no fully connected layers.
+  Differs from the paper in that it can be narrower, can stop after any stage, can normalise, and
+  gives its last map averaged into a grid of tokens, which a decoder pools, where it has no fully
+  connected layers.
 
   Attributes:
     epsilon: of its norms.
@@ -33,6 +34,7 @@ class VGG(Encoder):
     self,
     *,
     image_size: int,
+    stages: int = 5,
     multiplier: float = 1.0,
     dense: Sequence[int] = (),
     dropout_rate: float = 0.5,
@@ -46,6 +48,7 @@ class VGG(Encoder):
 
     Args:
       image_size: this, `grid`, `centre` and `dtype` as in `convolutions.Encoder`.
+      stages: how many of the five stages are built, each of which halves the map.
       multiplier: of the channels of all convolutions; they stay multiples of 8.
       dense: sizes of fully connected layers of the whole last map, each followed by ReLU and
         dropout, such as the paper's (4096, 4096): the last gives the one token. (): the map's grid.
@@ -58,16 +61,19 @@ class VGG(Encoder):
       rngs: source of the parameters' keys.
 
     Raises:
-      ValueError: a norm or size that cannot be, or too many tokens.
+      ValueError: a norm, size or number of stages that cannot be, or too many tokens.
     """
     if norm not in NORMS:
       raise ValueError(f"norm {norm!r} of a VGG: use one of {list(NORMS)}")
+    if not 1 <= stages <= len(_STAGES):
+      raise ValueError(f"stages {stages} of a VGG: it has 1 to {len(_STAGES)}")
     if any(size < 1 for size in dense):
       raise ValueError(f"dense {tuple(dense)} of a VGG: use sizes of 1 or more, or ()")
     super().__init__(image_size=image_size, grid=grid, centre=centre, dtype=dtype)
     layer = dict(norm=norm, epsilon=self.epsilon, momentum=_MOMENTUM, activation=jax.nn.relu)
     inner, layers, side = 3, [], image_size
-    for width, count in _STAGES:
+    self._counts = tuple(count for _, count in _STAGES[:stages])
+    for width, count in _STAGES[:stages]:
       outer, side = max(8, round(width * multiplier / 8) * 8), side // 2
       for _ in range(count):
         shape = (3, 3, inner, outer)
@@ -85,7 +91,7 @@ class VGG(Encoder):
   def trunk(self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None) -> jax.Array:
     """See `convolutions.Encoder`; what fully connected layers give is a map of one place."""
     layers = iter((self.stem, *self.blocks))
-    for _, count in _STAGES:
+    for count in self._counts:
       for _ in range(count):
         x = next(layers)(x, train=train)
       x = nnx.max_pool(x, (2, 2), (2, 2))
