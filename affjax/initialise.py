@@ -49,6 +49,8 @@ FIELDS = ("source", "checkpoint", "weights", "include", "exclude", "rename", "mo
 ENCODER = "model/encoder/"
 POSITIONS = "encoder/positions"  # how the names end, as a model may have several encoders
 FILES = (".npz", ".safetensors")
+# Outputs of one task, or of all of them.
+HEADS = re.compile(r"decoder/\w*heads/(?:dense/(\w+)|shared)/")
 # Fields of an encoder that its arrays do not show: others would not have the arrays' shapes.
 UNSEEN = ("gelu", "norm_epsilon", "num_heads", "centre", "norm", "count_padding", "stride_in")
 
@@ -85,11 +87,14 @@ def start(config: Mapping[str, Any], state: TrainState) -> Taken | None:
         f"config.init={init!r} and config.initialise.source={section['source']!r}: name one source"
       )
     section["source"] = init
-  return read(section, state, config["model"])
+  return read(section, state, config["model"], config.get("labels"))
 
 
 def read(
-  section: Mapping[str, Any] | None, state: TrainState, model: Mapping[str, Any] | None = None
+  section: Mapping[str, Any] | None,
+  state: TrainState,
+  model: Mapping[str, Any] | None = None,
+  labels: Mapping[str, Iterable[str]] | None = None,
 ) -> Taken | None:
   """Reads what is asked for and holds it against the state that it is for.
 
@@ -97,15 +102,19 @@ def read(
     section: `config.initialise`; None, as in the configs of earlier runs: nothing is asked for.
     state: of this run, or its shapes.
     model: `config.model`, to be held against what public weights need; None: it is not.
+    labels: `config.labels`, to be held against those of a run whose outputs are taken; likewise.
 
   Raises:
     ValueError: there is no such source, a pattern fits nothing, nothing is left to take, or an
-      array has another shape or numbers that are none; or the weights are of another encoder.
+      array has another shape or numbers that are none; or the weights are of another encoder, or
+      outputs of other labels.
   """
   own = paths.named(state.params) | paths.named(state.model_state)
   parts = [_part(one, own, model, where) for where, one in _sections(section or {}).items()]
   if not parts:
     return None
+  for part in parts:
+    _check_labels(part, labels or {})
   for one, other in itertools.combinations(parts, 2):
     if twice := [name for name in one.taken if name in other.taken]:
       raise ValueError(
@@ -129,6 +138,7 @@ class _Part:
     found: the source's arrays under names of this run.
     resized: those of `taken` that were of another size.
     differ: what the run's encoder has otherwise than the weights need it.
+    labels: of the source, where it is a run.
   """
 
   where: str
@@ -138,6 +148,7 @@ class _Part:
   found: Mapping[str, np.ndarray]
   resized: dict[str, np.ndarray]
   differ: str
+  labels: Mapping[str, Iterable[str]]
 
 
 def _sections(section: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -159,7 +170,7 @@ def _sections(section: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 def _part(
   section: Mapping[str, Any], own: Mapping[str, Any], model: Mapping[str, Any] | None, where: str
 ) -> _Part:
-  arrays, facts = _open(section, where)
+  arrays, facts, labels = _open(section, where)
   differ = _differences(facts, model)
   found = _renamed(arrays, section.get("rename") or (), where)
   found = _normed_as(_stacked_as(found, own), own, model)
@@ -176,7 +187,7 @@ def _part(
   taken = {name: array.astype(own[name].dtype) for name, array in taken.items()}
   _check_finite(taken, facts["source"], where)
   facts["arrays"] = len(taken)
-  return _Part(where, taken, facts, chosen, found, resized, differ)
+  return _Part(where, taken, facts, chosen, found, resized, differ, labels)
 
 
 def fill(state: TrainState, arrays: Mapping[str, jax.Array | np.ndarray]) -> TrainState:
@@ -198,11 +209,13 @@ def fill(state: TrainState, arrays: Mapping[str, jax.Array | np.ndarray]) -> Tra
   )
 
 
-def _open(section: Mapping[str, Any], where: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-  """The source's arrays by name, and where they are from."""
+def _open(
+  section: Mapping[str, Any], where: str
+) -> tuple[dict[str, np.ndarray], dict[str, Any], Mapping[str, Iterable[str]]]:
+  """The source's arrays by name, where they are from, and the labels of a run."""
   path = weights.find(section["source"])
   if path.is_file() and path.suffix in FILES:
-    return _open_file(path)
+    return *_open_file(path), {}
   root = path / workdir.CHECKPOINTS
   if not root.is_dir():
     raise ValueError(
@@ -219,7 +232,9 @@ def _open(section: Mapping[str, Any], where: str) -> tuple[dict[str, np.ndarray]
   arrays = paths.named(parts["ema"] if kind == "ema" else parts["params"])
   digest = hashlib.sha256((folder / checkpoints.MANIFEST).read_bytes()).hexdigest()
   facts = {"source": str(path), "step": step, "weights": kind, "manifest_sha256": digest}
-  return arrays | paths.named(parts["model_state"]), facts
+  kept = (path / workdir.CONFIG).is_file()  # checkpoints alone will do
+  labels = workdir.read_config(path)["labels"] if kept else {}
+  return arrays | paths.named(parts["model_state"]), facts, labels
 
 
 def _open_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -346,8 +361,9 @@ def _stacked_as(
 def _normed_as(
   found: Mapping[str, np.ndarray], own: Mapping[str, Any], model: Mapping[str, Any] | None
 ) -> Mapping[str, np.ndarray]:
-  """The source's batch norms folded, unless this run has some of them."""
-  if any(name in own for name in found if name.endswith("/norm/mean")):
+  """The source's batch norms folded, unless this run has norms where they are."""
+  layers = [name.removesuffix("mean") for name in found if name.endswith("/norm/mean")]
+  if any(f"{layer}{part}" in own for layer in layers for part in ("mean", "scale")):
     return found
   encoder = _encoder(model["encoder"]["name"]) if model else None
   epsilon = getattr(encoder, "epsilon", convolutions.EPSILON)
@@ -394,6 +410,19 @@ def _check_shapes(
     f"{where}: {facts['source']}: {first}{more}: leave out what is of another size"
     f" with {where}.exclude{few}{needs}"
   )
+
+
+def _check_labels(part: _Part, labels: Mapping[str, Iterable[str]]) -> None:
+  """Raises ValueError where outputs are taken that mean something else in this run."""
+  for head in filter(None, map(HEADS.search, part.taken)):
+    for task in [head[1]] if head[1] else sorted(part.labels.keys() & labels.keys()):
+      theirs, own = (list(of.get(task, ())) for of in (part.labels, labels))
+      if theirs and own and theirs != own:
+        raise ValueError(
+          f"{part.where}: the {task} of {part.facts['source']} is {', '.join(theirs)}, here it is"
+          f" {', '.join(own)}: leave out what gives it with {part.where}.exclude='decoder', or set"
+          f" config.labels.{task}"
+        )
 
 
 def _check_finite(taken: Mapping[str, np.ndarray], source: str, where: str) -> None:

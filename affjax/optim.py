@@ -22,6 +22,8 @@ import dataclasses
 import functools
 import inspect
 import itertools
+import math
+import numbers
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -42,6 +44,8 @@ OTHERS = "others"
 NOT_DECAYED = re.compile(r"token|position|register")
 # Blocks that are one module, each parameter with a first axis of blocks: no number follows.
 STACKED = re.compile(r"(?:^|/)\w*blocks/(?!\d+/)")
+# Parts of an encoder that follow its blocks.
+BEHIND = ("norm/", "head/", "dense/", "embedding/")
 # Of a model, or of each of several that are one.
 ENCODER = re.compile(r"^model/(?:members/\d+/)?encoder/(.*)")
 
@@ -161,6 +165,8 @@ def adamw(
       `layer_decay` does not fit the parameters.
   """
   others = Group(learning_rate, warmup_steps, schedule, final_fraction, weight_decay)
+  for field, value, below in (("b1", b1, 1), ("b2", b2, 1), ("epsilon", epsilon, math.inf)):
+    _check(f"config.optimizer.{field}", value, below)
   update = lambda rate, decay: optax.adamw(rate, b1, b2, epsilon, weight_decay=decay, mask=decayed)
   return _optimizer(update, others, groups, steps, clip_norm, layer_decay)
 
@@ -188,6 +194,7 @@ def sgd(
     nesterov: the step is -rate * (gradient + momentum * v).
   """
   others = Group(learning_rate, warmup_steps, schedule, final_fraction, weight_decay)
+  _check("config.optimizer.momentum", momentum, 1)
   update = lambda rate, decay: optax.chain(
     optax.add_decayed_weights(decay, decayed), optax.sgd(rate, momentum or None, nesterov)
   )
@@ -217,6 +224,7 @@ def lars(
     trust: the step of a matrix is as long as this times its own norm, before the learning rate.
   """
   others = Group(learning_rate, warmup_steps, schedule, final_fraction, weight_decay)
+  _check("config.optimizer.momentum", momentum, 1)
   update = lambda rate, decay: optax.lars(
     rate, decay, decayed, trust, trust_ratio_mask=_scaled, momentum=momentum
   )
@@ -253,6 +261,14 @@ class Group:
   thaw: int = 0
   pattern: str | None = None
   name: str = OTHERS
+
+  def __post_init__(self) -> None:
+    for field in ("learning_rate", "final_fraction", "weight_decay"):
+      _check(f"{self.where}.{field}", getattr(self, field))
+    if not isinstance(self.warmup_steps, numbers.Integral):
+      raise ValueError(f"{self.where}.warmup_steps={self.warmup_steps!r}: use a whole number")
+    if type(self.freeze) is not bool:
+      raise ValueError(f"{self.where}.freeze={self.freeze!r}: use True or False")
 
   @property
   def where(self) -> str:
@@ -292,6 +308,14 @@ class Group:
     return self.pattern is None or bool(
       paths.pattern(self.pattern, f"{self.where}.pattern").search(name)
     )
+
+
+def _check(field: str, value: Any, below: float = math.inf) -> None:
+  """Raises ValueError unless a field's value is a number from 0 on."""
+  number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+  if not (number and 0 <= value < below):
+    end = f" up to, but not, {below:g}" if math.isfinite(below) else " on"
+    raise ValueError(f"{field}={value!r}: use a number from 0{end}")
 
 
 def _read_groups(sections: Groups | None, others: Group) -> list[Group]:
@@ -351,8 +375,9 @@ def layer_factors(params: Any, decay: float) -> Any:
 
   Layer-wise decay (Clark et al., 2020, arXiv:2003.10555; for images Bao et al., 2021,
   arXiv:2106.08254, whose numbering this is): of an encoder of `depth` blocks, block i has
-  decay ** (depth - i), what is before the blocks (stem, positions) decay ** (depth + 1); its last
-  norm and all outside the encoder have 1.
+  decay ** (depth - i), what is before the blocks (stem, positions) decay ** (depth + 1); what is
+  behind the blocks (norm, fully connected layers) and all outside the encoder have 1. A DenseNet's
+  transition has what the block before it has.
 
   Args:
     params: names such as "model/encoder/blocks/<i>/..."; or, blocks being one stacked module,
@@ -370,9 +395,9 @@ def layer_factors(params: Any, decay: float) -> Any:
 
   def factor(path: tuple[Any, ...], leaf: jax.Array) -> float | np.ndarray:
     rest = inside.get(paths.name(path), "norm/")
-    if rest.startswith(("norm/", "head/")):  # behind the last block
+    if rest.startswith(BEHIND):
       return 1.0
-    if block := re.match(r"blocks/(\d+)/", rest):
+    if block := re.match(r"(?:blocks|transitions)/(\d+)/", rest):
       return decay ** (depth - int(block[1]))
     if rest.startswith("blocks/"):
       each = np.array([decay ** (depth - index) for index in range(depth)], np.float32)
@@ -407,6 +432,7 @@ def _optimizer(
   layer_decay: float,
 ) -> Optimizer:
   """Clipping, then each group's update, then the factors of the layers."""
+  _check("config.optimizer.clip_norm", clip_norm)
   if not 0 < layer_decay <= 1:
     raise ValueError(f"config.optimizer.layer_decay={layer_decay}: use above 0 up to 1 (1: none)")
   groups = _read_groups(sections, others)
@@ -489,7 +515,11 @@ def describe(params: Any, config: Mapping[str, Any]) -> list[str]:
     total = sum(size for size, _ in own)
     line = f"{group.name}: {total:,} numbers in {len(own)} arrays, "
     if group.freeze:
-      lines.append(line + "frozen")
+      start = config.get("initialise") or {}
+      known = config.get("init") or start.get("source") or start.get("more")
+      random = "; warning: they are random numbers, as neither config.init nor"
+      random += " config.initialise.source names a start"
+      lines.append(line + "frozen" + random * (not known))
       continue
     line += f"frozen for {group.thaw} steps, then " * bool(group.thaw)
     line += f"learning rate {group.learning_rate:g} ({group.schedule}"

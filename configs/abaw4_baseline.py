@@ -99,21 +99,22 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     batch_size=0, debug=False,
   )  # fmt: skip
   task = common.one_of("task", given["task"], LABELS)
-  paper = common.one_of("variant", given["variant"], VARIANTS) == "paper"
-  default = "frozen" if paper and task == "mtl" else "all"
+  published = common.one_of("variant", given["variant"], VARIANTS) == "paper"
+  default = "frozen" if published and task == "mtl" else "all"
   stages = STAGES if task == "mtl" else ("all",)
   stage = common.one_of("stage", given["stage"] or default, stages)
   name, _, builder_config = given["data"].partition("/")
   kind = DATA[task][common.one_of("data", name, DATA[task])]
   debug = given["debug"]
+  paper = published and not debug
   if debug and name == "synthetic_faces":
     builder_config = builder_config or "tiny"
 
   config = ml_collections.ConfigDict()
   common.training(config)
-  config.batch_size = 16 if debug else given["batch_size"] or (256 if paper else 32)  # INFERRED
-  epochs = EPOCHS * kind["images"] // config.batch_size
-  config.steps = 20 if debug else given["steps"] or (epochs if paper else 1500)
+  config.batch_size = given["batch_size"] or (16 if debug else 256 if paper else 32)  # INFERRED
+  epochs = max(EPOCHS * kind["images"] // config.batch_size, 1)
+  config.steps = given["steps"] or (20 if debug else epochs if paper else 1500)
   config.image_size = _pixels(task, paper=paper, debug=debug)
   tasks = ("expression",) if stage == "pretrain" else tuple(LABELS[task])
   config.labels = {one: LABELS[task][one] for one in tasks}

@@ -95,7 +95,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
   # CODE: the batch grows by what masks leave free.
   batch_size = 4 * round(BATCH / 4 / (1 - mask_rate)) if paper else 32
   config.batch_size = given["batch_size"] or (16 if debug else batch_size)
-  epochs = EPOCHS * IMAGES // config.batch_size
+  epochs = max(EPOCHS * IMAGES // config.batch_size, 1)
   config.steps = given["steps"] or (20 if debug else epochs if paper else 2500)
   config.accumulate = 4 if paper else 1  # CODE
   config.image_size = 224 if paper else kind["data"]["image_size"]  # INFERRED: 224

@@ -65,10 +65,11 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
   data = "s_aff_wild2" if variant == "paper" else "synthetic_faces"
   config = vit_mtl.get_config(f"data={data}" + ",debug" * debug)
   if paper:
-    config.batch_size, config.accumulate = BATCH, 4  # CODE
-    config.steps = EPOCHS * ROWS // BATCH
+    config.batch_size, config.accumulate = given["batch_size"] or BATCH, 4  # CODE
+    config.steps = max(EPOCHS * ROWS // config.batch_size, 1)
     config.image_size = 224  # INFERRED
-    config.evaluate.every = config.checkpoint.every = ROWS // BATCH  # INFERRED
+    config.evaluate.every = max(ROWS // config.batch_size, 1)  # INFERRED
+    config.checkpoint.every = config.evaluate.every
   elif debug:
     config.image_size = config.data.image_size = 48
   config.steps = given["steps"] or config.steps

@@ -69,9 +69,9 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
 
   config = ml_collections.ConfigDict()
   common.training(config)
-  config.batch_size = 16 if debug else given["batch_size"] or (35 if paper else 32)  # CODE: 35
-  epochs = 10 * kind["images"] // config.batch_size  # CODE: 10
-  config.steps = 20 if debug else given["steps"] or (epochs if paper else 1500)
+  config.batch_size = given["batch_size"] or (16 if debug else 35 if paper else 32)  # CODE: 35
+  epochs = max(10 * kind["images"] // config.batch_size, 1)  # CODE: 10
+  config.steps = given["steps"] or (20 if debug else epochs if paper else 1500)
   config.image_size = 48 if debug else kind["pixels"] if paper else 64
   config.labels = dict(expression=EXPRESSIONS + kind.get("others", ()))
   if head != "single":

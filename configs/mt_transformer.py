@@ -11,10 +11,18 @@ the data are licensed.
   python -m affjax.main --config=configs/mt_transformer.py:data=ferplus  # expressions alone
   python -m affjax.main --config=configs/mt_transformer.py:variant=paper --mode=check --noopen_data
 
+There the CNN starts from ImageNet (CODE: Keras' weights), here from random numbers, unless
+`--config.init` names weights: at full size torchvision's, whose means at the edge of a map are over
+the zeros around it too, and which see pixels in [-1, 1]:
+
+  python scripts/import_weights.py inception_v3.pth --name=inception --pixels=unit
+  python -m affjax.main --config=configs/mt_transformer.py:variant=paper --config.init=inception \\
+    --config.model.encoder.count_padding=true
+
 Arguments after the colon: variant (reduced: a narrow VGG, with the data and the number of images of
-`configs/vit_mtl.py`, so that the two can be compared; paper: InceptionV3), data (those
-of `configs/vit_mtl.py`; by default the synthetic faces, of the paper the licensed data),
-token_layout (elementary, mixed, task), steps, batch_size, debug (one CPU, about a minute).
+`configs/vit_mtl.py`, so that the two can be compared; paper: InceptionV3), data (those of
+`configs/vit_mtl.py`; by default the synthetic faces, of the paper the licensed data), token_layout
+(elementary, mixed, task), steps, batch_size, debug (one CPU, about a minute; never the full size).
 """
 
 from typing import Any
@@ -28,9 +36,14 @@ VARIANTS = ("reduced", "paper")
 WIDTH = 128  # CODE
 TOKENS = {"elementary": 22, "mixed": 15, "task": 3}
 EPOCHS, WARMUP_EPOCHS = 10, 2.5  # CODE
-# Of s-Aff-Wild2, with batches of 64 (CODE).
-STEPS_PER_EPOCH = 142_382 // 64
-PAPER = dict(name="inception.InceptionV3", grid=0)  # CODE: 8 x 8 places of 2,048 channels
+ROWS, BATCH = 142_382, 64  # of s-Aff-Wild2; CODE
+PAPER = dict(
+  name="inception.InceptionV3",
+  cut="mixed_7c",  # CODE: the whole
+  grid=0,  # CODE: 8 x 8 places of 2,048 channels
+  count_padding=False,  # True for torchvision's weights
+  centre=(0.0, 0.0, 0.0),  # CODE: pixels in [-1, 1], as Keras' weights have it
+)
 PLACES = 64
 # INFERRED: a narrow CNN. With a small ViT in its place a run of 24,000 images could end where it
 # had begun.
@@ -47,19 +60,22 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     argument, variant="reduced", data="", token_layout="elementary", steps=0, batch_size=0,
     debug=False,
   )  # fmt: skip
-  paper = common.one_of("variant", given["variant"], VARIANTS) == "paper"
+  variant = common.one_of("variant", given["variant"], VARIANTS)
   layout = common.one_of("token_layout", given["token_layout"], TOKENS)
   debug = given["debug"]
+  paper = variant == "paper" and not debug
 
   # What it does not change is the flagship's: of the reduced variant the data, and how many images
   # it takes, which are 9.8 epochs of the synthetic faces.
-  data = given["data"] or ("s_aff_wild2" if paper else "synthetic_faces")
+  data = given["data"] or ("s_aff_wild2" if variant == "paper" else "synthetic_faces")
   config = vit_mtl.get_config(f"data={data}" + ",debug" * debug)
-  if paper and not debug:
-    config.steps, config.batch_size = EPOCHS * STEPS_PER_EPOCH, 64  # CODE
-    config.evaluate.every = config.checkpoint.every = STEPS_PER_EPOCH  # INFERRED
+  config.batch_size = given["batch_size"] or (BATCH if paper else config.batch_size)
+  if paper:
+    epoch = max(ROWS // config.batch_size, 1)
+    config.steps = EPOCHS * epoch  # CODE
+    config.evaluate.every = config.checkpoint.every = epoch  # INFERRED
+    config.procedure.ema_decay = 0.0  # INFERRED: none
   config.steps = given["steps"] or config.steps
-  config.batch_size = given["batch_size"] or config.batch_size
   if paper:
     config.image_size = config.data.image_size = 299  # CODE
     config.augment = dict(

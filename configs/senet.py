@@ -13,11 +13,12 @@ full size `--config.init` takes timm's SE-ResNet-50, of ImageNet:
   python -m affjax.main --config=configs/senet.py               # synthetic faces, minutes
   python -m affjax.main --config=configs/senet.py:data=ferplus  # photographs
   python -m affjax.main --config=configs/senet.py --config.model.encoder.gates=false
-  python -m affjax.main --config=configs/senet.py:data=aff_wild2,variant=paper
+  python -m affjax.main --config=configs/senet.py:variant=paper --mode=check --noopen_data
 
-Arguments after the colon: data (synthetic_faces, ferplus, aff_wild2, or one of them and its config:
-synthetic_faces/strong), variant (reduced: 18 layers, narrow, learns in minutes; paper: as
-published), steps, batch_size, debug (one CPU, under a minute; the smallest data set of that kind).
+Arguments after the colon: data (synthetic_faces, of the variant paper aff_wild2; ferplus; or one of
+them and its config: synthetic_faces/strong), variant (reduced: 18 layers, narrow, learns in
+minutes; paper: as published), steps, batch_size, debug (one CPU, under a minute; never the full
+size; the smallest data set of that kind).
 """
 
 from typing import Any
@@ -53,20 +54,20 @@ CENTRE = tuple(2 * mean - 1 for mean in (0.485, 0.456, 0.406))
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
   """Returns the config; see the module's docstring for the argument."""
-  given = common.parse(
-    argument, data="synthetic_faces", variant="reduced", steps=0, batch_size=0, debug=False
-  )
-  name, _, builder_config = given["data"].partition("/")
+  given = common.parse(argument, data="", variant="reduced", steps=0, batch_size=0, debug=False)
+  published = common.one_of("variant", given["variant"], VARIANTS) == "paper"
+  data = given["data"] or ("aff_wild2" if published else "synthetic_faces")
+  name, _, builder_config = data.partition("/")
   kind = DATA[common.one_of("data", name, DATA)]
-  paper = common.one_of("variant", given["variant"], VARIANTS) == "paper"
   debug = given["debug"]
+  paper = published and not debug
   smallest = "tiny" if debug and name == "synthetic_faces" else ""
 
   config = ml_collections.ConfigDict()
   common.training(config)
-  config.batch_size = 16 if debug else given["batch_size"] or (64 if paper else 32)  # INFERRED
-  epochs = EPOCHS * kind["images"] // config.batch_size
-  config.steps = 20 if debug else given["steps"] or (epochs if paper else 1500)
+  config.batch_size = given["batch_size"] or (16 if debug else 64 if paper else 32)  # INFERRED
+  epochs = max(EPOCHS * kind["images"] // config.batch_size, 1)
+  config.steps = given["steps"] or (20 if debug else epochs if paper else 1500)
   config.image_size = 48 if debug else 224 if paper else 112  # INFERRED: 224, as VGGFace2's
   config.labels = dict(expression=EXPRESSIONS + kind.get("others", ()))  # ABSTRACT: seven
   config.data = dict(

@@ -163,9 +163,8 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   common.training(config)
   config.steps = given["steps"] or (20 if debug else kind["steps"])
-  config.batch_size = (
-    16 if debug else given["batch_size"] or kind["batch_size"]
-  )  # of all devices and hosts together
+  # Of all devices and hosts together.
+  config.batch_size = given["batch_size"] or (16 if debug else kind["batch_size"])
   config.image_size = kind["data"]["image_size"]  # the model's input, pixels
   config.labels = dict(
     va=("valence", "arousal"), expression=EXPRESSIONS, au=tuple(f"AU{n}" for n in AUS)

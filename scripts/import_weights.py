@@ -324,8 +324,11 @@ def check(public: weights.Public) -> None:
   """Holds arrays against the encoder that they are for.
 
   Raises:
-    ValueError: one is missing, left over, or of another shape.
+    ValueError: one is missing, left over, of another shape, or holds no numbers.
   """
+  for name, array in public.arrays.items():
+    if not np.isfinite(array).all():
+      raise ValueError(f"{public.naming}: {name} holds NaN or infinity: use another file")
   # How pixels are seen shows in no shape.
   section = {name: value for name, value in public.encoder.items() if name != "centre"}
   if isinstance(section.get("norm"), list):

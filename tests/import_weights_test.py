@@ -240,6 +240,8 @@ def test_what_cannot_be_imported_is_said_in_one_line_and_leaves_nothing(tmp_path
   arrays, _, _ = golden("timm")
   thin = arrays | {"blocks.1.mlp.fc1.bias": np.ones(3, np.float32)}
   np.savez(tmp_path / "thin.npz", **thin)
+  broken = arrays["blocks.1.mlp.fc1.bias"] * np.nan
+  np.savez(tmp_path / "nan.npz", **arrays | {"blocks.1.mlp.fc1.bias": broken})
   (tmp_path / "file").write_text("no folder")
   unit = {"pixels": "unit"}
   for given, says in (
@@ -254,6 +256,7 @@ def test_what_cannot_be_imported_is_said_in_one_line_and_leaves_nothing(tmp_path
     (options(tmp_path / "evil.pth", **unit), "evil.pth: not converted: it holds .*print"),
     (options(tmp_path / "other.npz", **unit), "other: its names are of no network .* 'kernel'"),
     (options(tmp_path / "thin.npz", **unit), r"blocks/1/mlp/expand/bias is \(3,\), vit.ViT .*64"),
+    (options(tmp_path / "nan.npz", **unit), "blocks/1/mlp/expand/bias holds NaN or infinity"),
     (options("mae-b16"), "mae-b16: get mae_pretrain_vit_base.pth at github.com/facebookresearch"),
     (options("mae-b16", licence="MIT", name="x"), "--name, --licence: what is known of mae-b16"),
     (options(path, package=path, **unit), "--package is of a NAME"),

@@ -14,7 +14,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from affjax import checkpoints, experiment, initialise, paths, procedures, sharding, train
-from affjax.models import vit
+from affjax.models import vgg, vit
 from affjax.state import TrainState
 from configs import lsd
 
@@ -140,6 +140,50 @@ def test_another_shape_is_named_with_both_and_the_way_out(run):
   message = re.escape("config.initialise.exclude='model/decoder/heads/bias|model/decoder/heads/ker")
   refuse(message, run)
   assert read(run, exclude="model/decoder/heads/bias|model/decoder/heads/kernel")
+
+
+def of_heads(names, shared=False):
+  """A state with heads of expressions."""
+  heads = {"shared": {"kernel": jnp.ones((2, 1))}} if shared else {
+    "dense": {"expression": {"kernel": jnp.ones((2, len(names)))}}
+  }  # fmt: skip
+  model = {"encoder": {"stem": {"kernel": jnp.ones((3, 2))}}, "decoder": {"heads": heads}}
+  return TrainState(jnp.int32(0), {"model": model}, {}, (), None)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_outputs_of_a_run_are_not_taken_for_other_labels(shared, tmp_path):
+  labels = {"expression": ["anger", "fear", "happiness"]}
+  saved = checkpoints.Checkpoints(tmp_path / "run" / "checkpoints")
+  saved.save(1, of_heads(labels["expression"], shared), {"seed": 0})
+  saved.score(1, 1.0)
+  saved.close()
+  (tmp_path / "run" / "config.json").write_text(json.dumps({"labels": labels}))
+  state = of_heads(labels["expression"], shared)
+  section = {"source": str(tmp_path / "run")}
+  same = initialise.read(section, state, labels=labels)
+  assert len(same.arrays) == 2
+  turned = {"expression": ["fear", "anger", "happiness"]}
+  says = "is anger, fear, happiness, here it is fear, anger, happiness: .*exclude='decoder'"
+  with pytest.raises(ValueError, match=says):
+    initialise.read(section, state, labels=turned)
+  assert len(initialise.read(section | {"exclude": "heads"}, state, labels=turned).arrays) == 1
+  # What has not those labels at all takes what fits.
+  assert len(initialise.read(section, state, labels={"va": ["valence"]}).arrays) == 2
+
+
+def test_batch_norms_are_not_folded_where_the_run_has_norms_of_another_kind(tmp_path):
+  model = lambda norm: vgg.VGG(
+    image_size=32, stages=1, multiplier=0.125, norm=norm, rngs=nnx.Rngs(0)
+  )
+  normed = nnx.to_pure_dict(nnx.state(model("batch"), (nnx.Param, nnx.BatchStat)))
+  np.savez(tmp_path / "w.npz", **paths.named({"model": {"encoder": normed}}))
+  taken = read(tmp_path / "w.npz", of_encoder(model("group")))
+  kernel = taken.arrays["model/encoder/stem/kernel"]
+  np.testing.assert_array_equal(kernel, normed["stem"]["kernel"])
+  assert "of the source, not used: 4 arrays" in taken.report
+  folded = read(tmp_path / "w.npz", of_encoder(model("none")))
+  assert (folded.arrays["model/encoder/stem/kernel"] != kernel).any()
 
 
 def test_positions_are_resized_to_the_grid_of_this_run(run):

@@ -140,6 +140,19 @@ def test_all_that_the_reduced_variant_learns_by_has_one_peak(argument):
   assert [group["learning_rate"] for group in peaks] == [5e-4] * 3
 
 
+def test_the_papers_epochs_are_as_many_whatever_the_batch():
+  config = plain("variant=paper,batch_size=128")
+  assert config["steps"] == 10 * (142_382 // 128)
+  assert config["evaluate"]["every"] == 142_382 // 128
+  assert plain("variant=paper,batch_size=999999")["steps"] == 10
+
+
+def test_the_papers_debug_variant_is_small_too():
+  config = plain("variant=paper,debug")
+  assert config["model"]["encoder"]["name"] == "vgg.VGG"
+  assert (config["data"]["name"], config["image_size"] <= 64) == ("s_aff_wild2", True)
+
+
 def test_any_number_of_steps_has_its_warm_up():
   for steps in (1, 2, 3, 300):
     config = plain(f"steps={steps}")

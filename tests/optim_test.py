@@ -9,6 +9,7 @@ from conftest import debug_config
 from flax import nnx
 
 from affjax import cost, experiment, optim, paths, procedures
+from affjax.models import densenet, resnet, vgg
 from affjax.procedures import supervised
 from configs import vit_mtl
 
@@ -425,6 +426,24 @@ def test_layers_of_several_networks_learn_as_those_of_one():
   assert factors["model"]["members"] == {0: alone, 1: alone}
 
 
+def test_what_follows_the_blocks_of_a_cnn_learns_as_fast_as_the_decoder():
+  def factors(make, decay=0.5):
+    encoder = nnx.to_pure_dict(nnx.state(nnx.eval_shape(make), nnx.Param))
+    named = paths.named(optim.layer_factors({"model": {"encoder": encoder}}, decay))
+    return {name.removeprefix("model/encoder/"): factor for name, factor in named.items()}
+
+  small = lambda: dict(multiplier=0.125, rngs=nnx.Rngs(0))
+  found = factors(lambda: vgg.VGG(image_size=64, dense=(16, 16), **small()))
+  assert {f for name, f in found.items() if name.startswith("dense/")} == {1}
+  assert (found["blocks/11/kernel"], found["stem/kernel"]) == (0.5, 0.5**13)
+  found = factors(lambda: resnet.ResNet(image_size=32, kind="improved", embedding=16, **small()))
+  assert {f for name, f in found.items() if name.startswith("embedding/")} == {1}
+  found = factors(lambda: densenet.DenseNet(image_size=64, **small()))
+  for i, factor in enumerate((0.5**4, 0.5**3, 0.5**2)):
+    own = [f for name, f in found.items() if name.startswith((f"blocks/{i}/", f"transitions/{i}/"))]
+    assert set(own) == {factor}
+
+
 def test_of_stacked_blocks_each_has_its_own_factor():
   factors = optim.layer_factors(net(stacked=True), 0.5)["model"]["encoder"]["blocks"]["mlp"]
   assert factors["kernel"].shape == (4, 1, 1)
@@ -490,9 +509,25 @@ def test_what_groups_cannot_be_is_said_in_one_line():
     f"{where}.warmup_steps=5 is not within the 4 updates after {where}.thaw=6",
     **group(pattern="stem", thaw=6, warmup_steps=5),
   )
+  refuse(f"{where}.freeze='False': use True or", **group(pattern="stem", freeze="False"))
+  refuse(f"{where}.learning_rate='1e-3': use a", **group(pattern="stem", learning_rate="1e-3"))
+  refuse(f"{where}.weight_decay=-1: use a number", **group(pattern="stem", weight_decay=-1))
+  refuse(f"{where}.warmup_steps=1.5: use a whole", **group(pattern="stem", warmup_steps=1.5))
   refuse(f"{where} has freeze=True and thaw=3", **group(pattern="stem", freeze=True, thaw=3))
   refuse("groups.others: that is the group", groups={"others": {"pattern": "stem"}})
   refuse("nothing is left to learn", **group(pattern=".*", freeze=True))
+
+
+@pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), "1", True, None])
+@pytest.mark.parametrize("field", ["learning_rate", "weight_decay", "clip_norm", "epsilon"])
+def test_numbers_that_would_climb_or_be_none_are_refused(field, value):
+  refuse(rf"config.optimizer.{field}={value!r}: use a number from 0 on", **{field: value})
+
+
+def test_moments_forget_something():
+  refuse("config.optimizer.b1=1: use a number from 0 up to, but not, 1", b1=1)
+  for make in (optim.sgd, optim.lars):
+    refuse("config.optimizer.momentum=1.5: use a number from 0 up", make=make, momentum=1.5)
 
 
 def test_layers_need_blocks_and_a_factor_that_is_one():
@@ -515,7 +550,8 @@ def test_the_groups_of_a_run_are_described():
       "tokens": {"pattern": "tokens", "schedule": "inverse_sqrt", "warmup_steps": 5},
     },
   )
-  assert optim.describe(net(), {"optimizer": optimizer, "steps": 20}) == [
+  config = {"optimizer": optimizer, "steps": 20}
+  assert optim.describe(net(), config | {"init": "faceres-deep"}) == [
     "encoder: 10 numbers in 2 arrays, frozen",
     "heads: 6 numbers in 2 arrays, frozen for 7 steps, then learning rate 0.5 (constant after 3"
     " steps of warm-up), weight decay 0.05 on 4 of them",
@@ -525,6 +561,10 @@ def test_the_groups_of_a_run_are_described():
     " weight decay 0.05 on 16 of them",
     "learning rates times 0.5 a layer below the decoder, 0.0312 at the stem",
   ]
+  warned = " warning: they are random numbers, as neither config.init nor config.initialise.source"
+  assert optim.describe(net(), config)[0].startswith(
+    "encoder: 10 numbers in 2 arrays, frozen;" + warned
+  )
 
 
 def test_a_group_that_does_not_fit_the_model_is_refused_when_the_procedure_is_built():

@@ -53,6 +53,16 @@ def test_the_papers_variant_has_the_published_sizes():
   assert state.count(learned(built(plain_one, classes=1000))) == 25_557_032
 
 
+def test_what_is_given_counts_and_the_smallest_variant_is_never_the_papers():
+  config = plain("variant=paper")
+  assert config["data"]["name"] == "aff_wild2"
+  assert config["checkpoint"]["metric"] == "expression/abaw2"
+  small = plain("variant=paper,debug,steps=3,batch_size=4")
+  assert (small["steps"], small["batch_size"]) == (3, 4)
+  assert small["model"]["encoder"]["multiplier"] < 1
+  assert plain("variant=paper,batch_size=99999999")["steps"] == 1
+
+
 def test_the_papers_numbers_stand_in_its_variant():
   config = plain("data=aff_wild2,variant=paper")
   optimizer = config["optimizer"]

@@ -51,8 +51,10 @@ class Encoder(nnx.Module):
     """
     if side < 1 or not 0 <= self.grid <= side:
       name, size = type(self).__name__, self.image_size
+      use = "use larger images (config.image_size)" if side < 1 else f"use a grid from 0 to {side}"
       raise ValueError(
-        f"grid {self.grid} of {name}: its last map of {size} x {size} pixels is {side} x {side}"
+        f"grid {self.grid} of {name}: its last map of {size} x {size} pixels is {side} x {side}:"
+        f" {use}"
       )
     self.width, self.num_tokens = width, (self.grid or side) ** 2
 
