@@ -129,7 +129,7 @@ SYSTEMS = {
     verified="decoder, rates of three groups and loss of the units against the formulas of the"
     " authors' code for units; InceptionV3 against Keras'",
     inferred="tokens of valence, arousal, expressions; which uncertainty weights; a narrow VGG in"
-    " place of the CNN; one peak, 5e-4, of all rates",
+    " place of the CNN; one peak of the decoder's rates, 2.5e-4",
     ferplus=True,
   ),
   "emotion_gcn": System(
