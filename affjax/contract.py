@@ -49,6 +49,8 @@ UNITS = {
   "AU24": "lip presser", "AU25": "lips part", "AU26": "jaw drop", "AU27": "mouth stretch",
   "AU28": "lips suck", "AU43": "eye closure",
 }  # fmt: skip
+# Decoders whose valence and arousal have no bounds, unless the config says otherwise.
+_FREE = ("graphs.LabelGraph", "emma.Scores")
 _DIMENSIONS = {"valence": "how pleasant", "arousal": "how active"}
 
 
@@ -139,7 +141,8 @@ def labels(config: Mapping[str, Any], decided: Mapping[str, Mapping[str, Any]]) 
     config: of the run.
     decided: see `decisions`.
   """
-  activation = config["model"]["decoder"].get("va_activation", "tanh")
+  decoder = config["model"]["decoder"]
+  activation = decoder.get("va_activation", "identity" if decoder["name"] in _FREE else "tanh")
   free = activation == "identity"
   meaning = {
     "va": {

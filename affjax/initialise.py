@@ -50,7 +50,9 @@ ENCODER = "model/encoder/"
 POSITIONS = "encoder/positions"  # how the names end, as a model may have several encoders
 FILES = (".npz", ".safetensors")
 # Outputs of one task, or of all of them.
-HEADS = re.compile(r"decoder/\w*heads/(?:dense/(\w+)|shared)/")
+HEADS = re.compile(r"decoder/(?:\w*heads/(?:dense/(\w+)|shared)/|(?:inner|outer)/|vectors$)")
+# What is made from the config and not learnt.
+MADE = re.compile(r"decoder/adjacency$")
 # Fields of an encoder that its arrays do not show: others would not have the arrays' shapes.
 UNSEEN = ("gelu", "norm_epsilon", "num_heads", "centre", "norm", "count_padding", "stride_in")
 
@@ -110,6 +112,7 @@ def read(
       outputs of other labels.
   """
   own = paths.named(state.params) | paths.named(state.model_state)
+  own = {name: array for name, array in own.items() if not MADE.search(name)}
   parts = [_part(one, own, model, where) for where, one in _sections(section or {}).items()]
   if not parts:
     return None

@@ -517,7 +517,7 @@ def describe(params: Any, config: Mapping[str, Any]) -> list[str]:
     if group.freeze:
       start = config.get("initialise") or {}
       known = config.get("init") or start.get("source") or start.get("more")
-      random = "; warning: they are random numbers, as neither config.init nor"
+      random = "; warning: they stay as they are made, as neither config.init nor"
       random += " config.initialise.source names a start"
       lines.append(line + "frozen" + random * (not known))
       continue

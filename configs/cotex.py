@@ -21,9 +21,9 @@ both start from it, and only their outputs are new:
 
 Arguments after the colon: data (synthetic_faces, lsd, ferplus, or one of them and its config:
 synthetic_faces/lsd), networks (2; 1: a network by itself), mask_rate (share of the patches that are
-not seen while training; 0: all are), start (another run's folder or a file of weights), variant
-(reduced: small, learns in minutes; paper: as published), steps, batch_size, debug (one CPU, under a
-minute; the smallest data set of that kind).
+not seen while training; 0: all are), start (folder of a run with one encoder, or a file of
+weights), variant (reduced: small, learns in minutes; paper: as published), steps, batch_size, debug
+(one CPU, under a minute; the smallest data set of that kind).
 """
 
 import math
@@ -189,7 +189,14 @@ def _begin(config: ml_collections.ConfigDict, start: str) -> None:
   """Has every network start from one encoder."""
   if not start:
     return
-  into = lambda i: dict(source=start, rename=(("^model/", f"model/members/{i}/"),))
+  into = lambda i: dict(
+    source=start,
+    checkpoint="best",
+    weights="ema",
+    include=".*",
+    exclude="decoder",
+    rename=(("^model/", f"model/members/{i}/"),),
+  )
   config.initialise.update(into(0))
   rest = range(1, config.model.members)
   config.initialise.more = {f"network{i}": into(i) for i in rest}

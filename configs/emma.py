@@ -88,6 +88,8 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
       erase_area=0.15,
     )
   config.procedure.weighting = "equal"
+  if paper:
+    config.procedure.ema_decay = 0.0  # INFERRED: none
   if stage == "prior":
     return _prior(config, paper, debug)
 
@@ -118,7 +120,12 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
   if given["prior"]:
     config.initialise.more = dict(
       prior=dict(
-        source=given["prior"], include="model/prior/", rename=(("^model/", "model/prior/"),)
+        source=given["prior"],
+        checkpoint="best",
+        weights="ema",
+        include="model/prior/",
+        exclude="",
+        rename=(("^model/", "model/prior/"),),
       )
     )
   return config

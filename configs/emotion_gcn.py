@@ -63,6 +63,10 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
   name, _, builder_config = given["data"].partition("/")
   kind = DATA[common.one_of("data", name, DATA)]
   head = common.one_of("head", given["head"], HEADS)
+  if head == "single" and given["au"]:
+    raise ValueError(
+      "config argument au is of several tasks, and head=single has expressions alone"
+    )
   debug = given["debug"]
   paper = common.one_of("variant", given["variant"], VARIANTS) == "paper" and not debug
   smallest = "tiny" if debug and name == "synthetic_faces" else ""

@@ -90,6 +90,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
   size = VARIANTS[common.one_of("variant", given["variant"], VARIANTS)]
   debug = given["debug"]
   if debug:
+    size = VARIANTS["small"]
     builder_config = builder_config or ("tiny" if name == "synthetic_faces" else "")
 
   config = ml_collections.ConfigDict()

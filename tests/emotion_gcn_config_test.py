@@ -76,7 +76,6 @@ def test_the_papers_numbers_stand_in_its_variant():
     ("debug,au", {"va": 2, "expression": 8, "au": 12}),
     ("debug,head=linear", {"va": 2, "expression": 8}),
     ("debug,head=single", {"expression": 8}),
-    ("debug,au,head=single", {"expression": 8}),
   ],
 )
 def test_every_head_gives_its_tasks_and_a_step_the_types_that_it_takes(argument, tasks):
@@ -150,3 +149,8 @@ def test_the_graph_is_said_in_one_line(tiny_faces):
     resolved, data, procedure, mesh = experiment.open_training(plain(**changes), tiny_faces)
     lines = experiment.describe(resolved, data, procedure, mesh).splitlines()
     assert sum(said in line for line in lines) == 1
+
+
+def test_units_beside_the_head_of_expressions_alone_are_refused():
+  with pytest.raises(ValueError, match="argument au is of several tasks, and head=single has"):
+    plain("debug,au,head=single")

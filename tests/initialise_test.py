@@ -172,6 +172,23 @@ def test_outputs_of_a_run_are_not_taken_for_other_labels(shared, tmp_path):
   assert len(initialise.read(section, state, labels={"va": ["valence"]}).arrays) == 2
 
 
+def test_a_graph_of_other_labels_is_not_taken_and_never_its_edges(tmp_path):
+  decoder = {"inner": {"kernel": jnp.ones((3, 4))}, "outer": {"kernel": jnp.ones((4, 2))}}
+  edges = {"model": {"decoder": {"adjacency": jnp.ones((2, 2))}}}
+  state = TrainState(jnp.int32(0), {"model": {"decoder": decoder}}, edges, (), None)
+  saved = checkpoints.Checkpoints(tmp_path / "checkpoints")
+  saved.save(1, state, {"seed": 0})
+  saved.score(1, 1.0)
+  saved.close()
+  labels = {"expression": ["anger", "fear"]}
+  (tmp_path / "config.json").write_text(json.dumps({"labels": labels}))
+  section = {"source": str(tmp_path)}
+  taken = initialise.read(section, state, labels=labels)
+  assert sorted(taken.arrays) == ["model/decoder/inner/kernel", "model/decoder/outer/kernel"]
+  with pytest.raises(ValueError, match="here it is fear, anger"):
+    initialise.read(section, state, labels={"expression": ["fear", "anger"]})
+
+
 def test_batch_norms_are_not_folded_where_the_run_has_norms_of_another_kind(tmp_path):
   model = lambda norm: vgg.VGG(
     image_size=32, stages=1, multiplier=0.125, norm=norm, rngs=nnx.Rngs(0)

@@ -79,3 +79,8 @@ def test_photographs_train_too_and_are_not_shown(tiny_ferplus, tmp_path):
   page = (tmp_path / "run" / "report.html").read_text()
   assert "never of real people" in page
   assert "data:image/png" not in page
+
+
+def test_the_papers_debug_variant_is_small_too():
+  config = plain(mae.get_config("variant=paper,debug"))
+  assert (config["image_size"], config["model"]["pixel_decoder"]["width"]) == (112, 96)

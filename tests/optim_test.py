@@ -561,7 +561,9 @@ def test_the_groups_of_a_run_are_described():
     " weight decay 0.05 on 16 of them",
     "learning rates times 0.5 a layer below the decoder, 0.0312 at the stem",
   ]
-  warned = " warning: they are random numbers, as neither config.init nor config.initialise.source"
+  warned = (
+    " warning: they stay as they are made, as neither config.init nor config.initialise.source"
+  )
   assert optim.describe(net(), config)[0].startswith(
     "encoder: 10 numbers in 2 arrays, frozen;" + warned
   )
