@@ -128,17 +128,18 @@ SYSTEMS = {
     tasks=_ALL,
     verified="decoder, rates of three groups and loss of the units against the formulas of the"
     " authors' code for units; InceptionV3 against Keras'",
-    inferred="tokens of valence, arousal, expressions; which uncertainty weights; a narrow VGG in"
-    " place of the CNN; one peak of the decoder's rates, 2.5e-4",
+    inferred="tokens of valence, arousal, expressions; which uncertainty weights; a narrow VGG,"
+    " from random numbers, in place of ImageNet's CNN; one peak of the decoder's rates, 2.5e-4",
     ferplus=True,
   ),
   "emotion_gcn": System(
     **_ANTONIADIS,
     config="configs/emotion_gcn.py",
     tasks=("va", "expression"),
-    verified="graph, adjacency, losses against the formulas of the authors' code; DenseNet-121"
-    " against Keras'",
-    inferred="random vectors in place of GloVe's; a narrow VGG in place of the CNN; AdamW",
+    verified="graph and adjacency against the formulas of the authors' code; DenseNet-121 against"
+    " Keras'",
+    inferred="random vectors in place of GloVe's; a narrow VGG in place of the CNN; AdamW; CCC and"
+    " class weights as everywhere here",
   ),
   "emotion_gcn_linear": System(
     **_ANTONIADIS,
