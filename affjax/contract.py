@@ -18,6 +18,7 @@ logits.
 """
 
 import importlib.metadata
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from affjax import faces, paths
+from affjax import build, faces, paths
 from affjax.data import clips, records
 from affjax.models import weights
 
@@ -49,8 +50,6 @@ UNITS = {
   "AU24": "lip presser", "AU25": "lips part", "AU26": "jaw drop", "AU27": "mouth stretch",
   "AU28": "lips suck", "AU43": "eye closure",
 }  # fmt: skip
-# Decoders whose valence and arousal have no bounds, unless the config says otherwise.
-_FREE = ("graphs.LabelGraph", "emma.Scores")
 _DIMENSIONS = {"valence": "how pleasant", "arousal": "how active"}
 
 
@@ -142,7 +141,9 @@ def labels(config: Mapping[str, Any], decided: Mapping[str, Mapping[str, Any]]) 
     decided: see `decisions`.
   """
   decoder = config["model"]["decoder"]
-  activation = decoder.get("va_activation", "identity" if decoder["name"] in _FREE else "tanh")
+  arguments = inspect.signature(build.find(decoder, "affjax.models")).parameters
+  default = arguments["va_activation"].default if "va_activation" in arguments else "identity"
+  activation = decoder.get("va_activation", default)
   free = activation == "identity"
   meaning = {
     "va": {

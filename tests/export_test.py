@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 import affjax
 from affjax import augment, card, checkpoints, contract, export, inference, procedures
 from affjax.data import records
-from configs import temporal
+from configs import emma, emotion_gcn, temporal, vit_mtl
 
 ROOT = Path(__file__).parent.parent
 
@@ -570,3 +570,19 @@ def test_the_command_line_says_what_it_wrote_and_what_it_does_not_take(run, tmp_
     assert str(error.value).startswith("error: ")
     assert says in str(error.value)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+  ("module", "argument", "bounds"),
+  [
+    (vit_mtl, "debug", [-1, 1]),
+    (emma, "debug", None),
+    (emotion_gcn, "debug", None),  # its head knows no activation
+    (emotion_gcn, "debug,head=linear", None),
+  ],
+)
+def test_the_contract_says_whether_valence_and_arousal_have_bounds(module, argument, bounds):
+  config = json.loads(module.get_config(argument).to_json_best_effort())
+  said = contract.labels(config, contract.decisions(config["labels"], {}))["tasks"]["va"]
+  assert said["range"] == bounds
+  assert said["activation"] == ("tanh" if bounds else "identity")
