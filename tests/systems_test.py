@@ -73,7 +73,8 @@ HEART = {
     "model.encoder.drop_path_rate": 0.0,
   },
   "cotex": SMALL | QUICK | {
-    "steps": 150,
+    "steps": 200,
+    "optimizer.warmup_steps": 20,
     "model.encoder.variant": "mu/8",
     "model.encoder.mask_rate": 0.25,
     "optimizer.schedule": "constant",
