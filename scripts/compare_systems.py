@@ -8,8 +8,8 @@
 
 Every run is the main job in a process of its own, in `--workdir`/DATA/SYSTEM/as-it-is/seed=N. Runs
 that are finished are not run again and those that were stopped continue, so the same command goes
-on where it was stopped; another number of images is refused in its folder. What a system starts
-from, such as an encoder that learnt without labels, is a run of as many images before it.
+on where it was stopped; another config or number of images is refused in its folder. What a system
+starts from, such as an encoder that learnt without labels, is a run of as many images before it.
 
 Each system is its config as it stands, but for what would make a comparison unfair: it sees
 `--images` images, is evaluated three times, and faces lack labels as those of s-Aff-Wild2 do, in
@@ -255,6 +255,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
   for name in ("images", "seeds"):
     if getattr(options, name) < 1:
       parser.error(f"--{name}={getattr(options, name)}: use at least 1")
+  for flag in options.rest:
+    if re.match(r"--config\.(steps|batch_size|seed)\b", flag):
+      parser.error(f"{flag}: all see as many images, with seeds 0, 1, ...: use --images, --seeds")
   options.workdir = options.workdir or Path("runs") / ("compare" + "-debug" * options.debug)
   return options
 

@@ -7,8 +7,8 @@
 
 Every run is the main job in a process of its own, in `--workdir`/COMBINATION/seed=N; what stands
 after `--` goes to each. Runs that are finished are not run again and those that were stopped
-continue, so the same command goes on where it was stopped; another one is refused in its folder. A
-combination that the config refuses is a row that says why.
+continue, so the same command goes on where it was stopped; another config is refused in its folder.
+A combination that the config refuses is a row that says why.
 
 The table: mean of the score over the seeds, a 95 % interval of that mean (Student's t), the mean
 difference from the first combination with its interval (seeds paired), parameters, and the median
@@ -20,7 +20,6 @@ import itertools
 import json
 import math
 import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -29,6 +28,8 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import flags
+from ml_collections import config_flags
 from scipy import stats
 from tqdm import tqdm
 
@@ -63,6 +64,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
       parser.error(f"--vary {leaf[0]}: name values that it takes, e.g. --vary {leaf[0]} 1 2")
   if options.seeds < 1:
     parser.error(f"--seeds={options.seeds}: use at least 1")
+  if fixed := [flag for flag in options.rest if flag.startswith("--config.seed")]:
+    parser.error(f"{fixed[0]}: seeds are 0, 1, 2, ...: use --seeds")
   options.workdir = options.workdir or Path("runs") / (
     "sweep-" + main.default_workdir(options.config).name
   )
@@ -85,19 +88,29 @@ def folder(root: Path, combination: Combination, seed: int) -> Path:
   return root / re.sub(r"[^\w=.-]+", "-", title(combination)) / f"seed={seed}"
 
 
+def stated(command: Sequence[str]) -> dict[str, Any]:
+  """The config that a command of the main job names, as it stands now, in plain types."""
+  given = [argument for argument in command if argument.startswith("--config")]
+  values = flags.FlagValues()
+  config = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["", *given])
+  values(["", *given])
+  return json.loads(config.value.to_json_best_effort())
+
+
 def run(options: argparse.Namespace, combination: Combination, seed: int) -> str:
-  """Runs one to its end unless it is there; returns why the config refused it, or nothing."""
+  """Runs one to its end unless it is there; returns why the config refused it, or nothing.
+
+  Raises:
+    ValueError: what is there is a finished run of another config.
+  """
   where = folder(options.workdir, combination, seed)
   command = ["-m", "affjax.main", f"--config={options.config}"]
   command += [f"--config.{leaf}={value}" for leaf, value in combination]
   command += [f"--config.seed={seed}", f"--workdir={where}", *options.rest]
-  where.parent.mkdir(parents=True, exist_ok=True)
-  kept = where.parent / f"seed={seed}.command"
-  if kept.is_file() and kept.read_text() != shlex.join(command):
-    raise ValueError(f"{where} is of another command ({kept.read_text()}): use another --workdir")
-  kept.write_text(shlex.join(command))
   if (where / evaluate.SCORES).is_file():
+    workdir.check(where, stated(command))
     return ""
+  where.parent.mkdir(parents=True, exist_ok=True)
   log = where.parent / f"seed={seed}.log"
   with log.open("w") as file:
     done = subprocess.run([sys.executable, *command], stdout=file, stderr=subprocess.STDOUT)

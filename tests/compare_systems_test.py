@@ -42,6 +42,13 @@ def test_every_system_sees_as_many_images_whatever_its_batches(name, data):
   assert masks == (data == "synthetic_faces" and bool(config.labels) and not SYSTEMS[name].lsd)
 
 
+@pytest.mark.parametrize("flag", ["--config.steps=5", "--config.batch_size=8", "--config.seed=1"])
+def test_what_would_make_it_unfair_is_refused(flag, capsys):
+  with pytest.raises(SystemExit):
+    options("--seeds=2", "--", flag)
+  assert f"{flag}: all see as many images" in capsys.readouterr().err
+
+
 def test_a_run_starts_from_what_ran_before_it_with_the_same_seed(tmp_path):
   given = options("--debug", f"--workdir={tmp_path}")
   where = compare_systems.folder(given, "mae", 2)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from configs import vit_mtl
 from scripts import sweep
 
 
@@ -43,16 +44,26 @@ def test_a_leaf_without_values_is_refused(capsys):
   assert "name values that it takes" in capsys.readouterr().err
 
 
-def test_scores_of_another_command_are_not_taken_for_this_ones(tmp_path):
-  parse = lambda steps: sweep.parse(
-    ["--config=configs/vit_mtl.py", f"--workdir={tmp_path}", "--", f"--config.steps={steps}"]
+def test_scores_of_another_config_are_not_taken_for_this_ones(tmp_path):
+  parse = lambda *rest: sweep.parse(
+    ["--config=configs/vit_mtl.py:debug", f"--workdir={tmp_path}", "--", *rest]
   )
-  where = sweep.folder(tmp_path, (), 0)
+  where = sweep.folder(tmp_path, (("model.decoder.depth", "2"),), 3)
   where.mkdir(parents=True)
+  config = json.loads(vit_mtl.get_config("debug").to_json_best_effort()) | {"seed": 3, "steps": 5}
+  config["model"]["decoder"]["depth"] = 2
+  (where / "config.json").write_text(json.dumps(config))
   (where / "scores.json").write_text("{}")
-  assert sweep.run(parse(5), (), 0) == ""
-  with pytest.raises(ValueError, match="is of another command .*steps=5.*use another --workdir"):
-    sweep.run(parse(6), (), 0)
+  run = lambda depth, *rest: sweep.run(parse(*rest), (("model.decoder.depth", depth),), 3)
+  # What may differ in a run that goes on may do so here, and where the data lives.
+  assert run("2", "--config.steps=5", "--config.log_every=7", "--data_dir=/x") == ""
+  with pytest.raises(ValueError, match="another config .steps was 5, is 6.: use another --workdir"):
+    run("2", "--config.steps=6")
+  # Nor if it is the config's file that has changed since.
+  config["model"]["encoder"]["gelu"] = "of before"
+  (where / "config.json").write_text(json.dumps(config))
+  with pytest.raises(ValueError, match="model.encoder.gelu was 'of before', is "):
+    run("2", "--config.steps=5")
 
 
 @pytest.mark.slow
