@@ -20,6 +20,14 @@ _NAME = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*){1,8}", re.ASCII)
 # Annotation -> what a config may hold for it; of others nothing is known here.
 _KINDS = {int: numbers.Integral, float: numbers.Real, bool: bool, str: str, NoneType: NoneType}
 
+# Argument -> how its number is wrong, and what to use; of all that take one of that name.
+_SHARE = (lambda value: not 0 <= value < 1, "a share from 0 up to, but not, 1")
+_RANGES = {
+  "dropout_rate": _SHARE,
+  "drop_path_rate": _SHARE,
+  "multiplier": (lambda value: not 0 < value <= 16, "a number above 0, at most 16"),
+}
+
 
 def build(section: Mapping[str, Any], package: str, **extra: Any) -> Any:
   """Calls what `section["name"]` points at with the rest of the section as its arguments.
@@ -56,6 +64,16 @@ def bind(section: Mapping[str, Any], package: str, given: int) -> Callable[..., 
 def find(section: Mapping[str, Any], package: str) -> Any:
   """What `section["name"]` points at, as in `build`; it is not called."""
   return _read(section, package)[1]
+
+
+def chain(model: Mapping[str, Any]) -> str:
+  """A model's networks in words, such as "2 x (vit.ViT mu/16 -> decoders.Linear)"."""
+  parts = (model.get(part) for part in ("encoder", "temporal", "decoder", "pixel_decoder"))
+  words = (filter(None, (part["name"], part.get("variant"))) for part in parts if part)
+  said = " -> ".join(map(" ".join, words)) or model["name"]
+  if second := model.get("prior"):
+    said += f" beside {chain(second)}"
+  return f"{model['members']} x ({said})" if model.get("members", 1) > 1 else said
 
 
 def _read(section: Mapping[str, Any], package: str) -> tuple[str, Any, dict[str, Any]]:
@@ -111,6 +129,9 @@ def _check_arguments(
   for parameter in parameters:
     if parameter.name in arguments:
       _check_kind(name, parameter, arguments[parameter.name])
+  for argument, (wrong, use) in _RANGES.items():
+    if argument in arguments and wrong(value := arguments[argument]):
+      raise ValueError(f"{name}: {argument}={value}: use {use}")
 
 
 def _check_kind(name: str, parameter: inspect.Parameter, value: Any) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from affjax import contract, evaluate, monitor, state, workdir
+from affjax import build, contract, evaluate, monitor, state, workdir
 from affjax.data import paired, records
 
 CODE = "Apache-2.0"
@@ -141,15 +141,11 @@ def _licence(names: Sequence[str], initialise: Mapping[str, Any] | None) -> tupl
 
 def _what(predictor: Any, weights: str) -> str:
   config = predictor.config
-  model = config["model"]
-  parts = [model[part]["name"] for part in ("encoder", "temporal", "decoder") if model.get(part)]
-  variant = model["encoder"].get("variant")
-  parts[0] += f" {variant}" if variant else ""
   average = config["procedure"].get("ema_decay") and weights == "ema"
   number = state.count(predictor.arrays[0]["model"])
   return (
     f"# Facial affect: {', '.join(map(plain, config['labels']))}\n\n"
-    f"{' -> '.join(map(_code, parts))}, {number:,} parameters, learnt from"
+    f"{_code(build.chain(config['model']))}, {number:,} parameters, learnt from"
     f" {' and '.join(map(_code, _sets(config)))} by affjax. Step {predictor.step},"
     f" {'moving average of the' if average else 'raw'} weights.\n"
   )
@@ -176,10 +172,10 @@ def _data(config: Mapping[str, Any], data_dir: str | None) -> str:
   data = config["data"]
   version, counts = "unknown", "not prepared here, so unknown"
   try:
-    build = records.builder(data["name"], data["config"], data_dir)
-    version = str(build.version)
-    if records.is_prepared(build):
-      told = records.summary(build)["splits"]
+    builder = records.builder(data["name"], data["config"], data_dir)
+    version = str(builder.version)
+    if records.is_prepared(builder):
+      told = records.summary(builder)["splits"]
       counts = ", ".join(f"{plain(split)} {of['images']:,}" for split, of in told.items())
   except ValueError:  # it has no builder here, or not any longer
     pass

@@ -236,6 +236,7 @@ class Data:
     rows = {task: found for task, found in rows.items() if len(found)}
     where = f"{self.build.name} {self.train_split}"
     if not rows:
+      where = where if self.labels else "config.labels"
       raise ValueError(f"config.data.sampling='per_task' needs labels, and {where} has none")
     if size % len(rows):
       less = f" less {beside} of config.data.auxiliary" if beside else ""

@@ -18,7 +18,16 @@ from flax import nnx
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import stablehlo
 
-from affjax import calibrate, checkpoints, contract, experiment, procedures, sharding, workdir
+from affjax import (
+  build,
+  calibrate,
+  checkpoints,
+  contract,
+  experiment,
+  procedures,
+  sharding,
+  workdir,
+)
 from affjax.data import clips
 from affjax.data.records import fit, read_image
 
@@ -198,11 +207,10 @@ class Predictor:
 
   def __repr__(self) -> str:
     """What it is of, and what it takes and gives."""
-    model, size = self.config["model"], self.image_size
-    parts = " -> ".join(model[part]["name"] for part in ("encoder", "decoder") if part in model)
+    model, size = build.chain(self.config["model"]), self.image_size
     gives = ", ".join(f"{task} ({len(names)})" for task, names in self.labels.items())
     kind = type(self).__name__
-    return f"<{kind} {parts or model['name']}, step {self.step}: {size} x {size} -> {gives}>"
+    return f"<{kind} {model}, step {self.step}: {size} x {size} -> {gives}>"
 
   @functools.cached_property
   def contract(self) -> Mapping[str, Any]:

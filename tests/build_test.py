@@ -1,9 +1,11 @@
+import math
 import sys
 
 import pytest
 from flax import nnx
 
-from affjax.build import build
+from affjax.build import build, chain
+from configs import cotex, emma, mae, temporal, vit_mtl
 
 MODULE = """
 import dataclasses
@@ -127,3 +129,39 @@ def test_an_import_that_fails_inside_a_module_stays_visible(package):
 def test_several_numbers_may_be_given_for_a_sequence(package):
   section = dict(name="nets.typed", several=[0.5, 1.0])
   assert build(section, package)["several"] == [0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+  ("argument", "value"),
+  [
+    ("dropout_rate", 1.0),
+    ("dropout_rate", -0.1),
+    ("drop_path_rate", math.nan),
+    ("multiplier", 0.0),
+    ("multiplier", math.inf),
+  ],
+)
+def test_a_number_that_cannot_be_is_refused_whoever_takes_it(package, argument, value):
+  section = dict(name="nets.any_options", **{argument: value})
+  with pytest.raises(ValueError, match=f"nets.any_options: {argument}={value}: use a "):
+    build(section, package)
+  assert build(section | {argument: 0.5}, package) is not None
+
+
+@pytest.mark.parametrize(
+  ("config", "said"),
+  [
+    (vit_mtl.get_config(), "vit.ViT mu/16 -> decoders.TaskTokens"),
+    (temporal.get_config(), "vit.ViT mu/16 -> temporal.GRU -> decoders.Linear"),
+    (mae.get_config(), "vit.ViT mu/16 -> masked.PixelDecoder"),
+    (cotex.get_config("networks=1"), "vit.ViT mu/16 -> decoders.Linear"),
+    (cotex.get_config("networks=3"), "3 x (vit.ViT mu/16 -> decoders.Linear)"),
+    (emma.get_config("stage=prior"), "resnet.ResNet -> attention.DAN"),
+    (
+      emma.get_config("prior=runs/x"),
+      "vit.ViT mu/16 -> emma.Scores beside resnet.ResNet -> attention.DAN",
+    ),
+  ],
+)
+def test_all_networks_of_a_model_are_named(config, said):
+  assert chain(config.model.to_dict()) == said

@@ -145,10 +145,10 @@ def test_the_first_token_or_the_mean_of_all_is_read():
 @pytest.mark.parametrize(
   ("changes", "said"),
   [
-    (dict(va_from="tokens"), r"va_from 'tokens': use one of \['scores', 'features'\]"),
-    (dict(pool="last"), r"pool 'last': use one of \['mean', 'first'\]"),
-    (dict(width=0), "width 0: use 1 or more"),
-    (dict(va_width=0), "va_width 0: use 1 or more"),
+    (dict(va_from="tokens"), r"va_from='tokens': use one of \['scores', 'features'\]"),
+    (dict(pool="last"), r"pool='last': use one of \['mean', 'first'\]"),
+    (dict(width=0), "decoder.width=0: use 1 or more"),
+    (dict(va_width=0), "decoder.va_width=0: use 1 or more"),
     (dict(outputs={"va": 2}), "config.labels has va: use va and one of these"),
     (dict(outputs={"au": 12}), "config.labels has au: use va and one of these"),
   ],

@@ -285,11 +285,17 @@ def test_every_set_of_tasks_has_its_outputs_in_float32(tasks):
 @pytest.mark.parametrize(
   ("options", "said"),
   [
-    (dict(graph="pearson"), "graph 'pearson': use one of ['spearman', 'none']"),
-    (dict(threshold=1.5), "threshold 1.5: use a number above 0, at most 1"),
-    (dict(threshold=0.0), "threshold 0.0: use a number above 0, at most 1"),
-    (dict(embeddings="glove"), "embeddings 'glove': use one of ['random', 'learned']"),
-    (dict(pool="sum"), "pool 'sum': use one of ['max', 'mean']"),
+    (
+      dict(graph="pearson"),
+      "config.model.decoder.graph='pearson': use one of ['spearman', 'none']",
+    ),
+    (dict(threshold=1.5), "config.model.decoder.threshold=1.5: use a number above 0, at most 1"),
+    (dict(threshold=0.0), "config.model.decoder.threshold=0.0: use a number above 0, at most 1"),
+    (
+      dict(embeddings="glove"),
+      "config.model.decoder.embeddings='glove': use one of ['random', 'learned']",
+    ),
+    (dict(pool="sum"), "config.model.decoder.pool='sum': use one of ['max', 'mean']"),
     (dict(width=0), "width 0: use 1 or more"),
     (dict(embedding_width=0), "embedding_width 0: use 1 or more"),
     (dict(adjacency=np.eye(8).tolist()), "adjacency of 9 labels: use 9 rows of 9 numbers, or None"),

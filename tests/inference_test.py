@@ -107,7 +107,8 @@ def test_a_prediction_is_shown_in_short():
 
 def test_a_predictor_says_what_it_is(predictor):
   assert repr(predictor) == (
-    "<Predictor vit.ViT -> decoders.TaskTokens, step 3: 32 x 32 -> va (2), expression (8), au (12)>"
+    "<Predictor vit.ViT mu/16 -> decoders.TaskTokens, step 3: 32 x 32"
+    " -> va (2), expression (8), au (12)>"
   )
 
 

@@ -526,7 +526,7 @@ def test_a_masked_step_costs_what_the_patches_it_keeps_cost():
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, 0.99, 0.01, float("nan")])
 def test_a_rate_that_leaves_all_or_nothing_is_an_error_that_says_what_does(rate):
-  with pytest.raises(ValueError, match=f"mask_rate {rate} of 16 patches: use 0 .none., or a share"):
+  with pytest.raises(ValueError, match=f"mask_rate={rate} of 16 patches: use 0 .none., or a share"):
     vit.ViT(**SMALL, mask_rate=rate, rngs=nnx.Rngs(0))
 
 

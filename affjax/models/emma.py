@@ -129,10 +129,10 @@ class Scores(nnx.Module):
     del dtype, input_length
     for name, value, allowed in (("va_from", va_from, SOURCES), ("pool", pool, POOLS)):
       if value not in allowed:
-        raise ValueError(f"{name} {value!r}: use one of {list(allowed)}")
+        raise ValueError(f"config.model.decoder.{name}={value!r}: use one of {list(allowed)}")
     for name, size in (("width", width), ("va_width", va_width)):
       if size < 1:
-        raise ValueError(f"{name} {size}: use 1 or more")
+        raise ValueError(f"config.model.decoder.{name}={size}: use 1 or more")
     scored = {task: size for task, size in outputs.items() if task != _VA}
     if _VA not in outputs or not scored:
       raise ValueError(

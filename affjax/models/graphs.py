@@ -297,9 +297,9 @@ def _read(adjacency: Sequence[Sequence[float]] | None, count: int) -> np.ndarray
 def _check_graph(graph: str, threshold: float) -> None:
   _one_of("graph", graph, GRAPHS)
   if not 0 < threshold <= 1:
-    raise ValueError(f"threshold {threshold}: use a number above 0, at most 1")
+    raise ValueError(f"config.model.decoder.threshold={threshold}: use a number above 0, at most 1")
 
 
 def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
   if value not in allowed:
-    raise ValueError(f"{name} {value!r}: use one of {list(allowed)}")
+    raise ValueError(f"config.model.decoder.{name}={value!r}: use one of {list(allowed)}")

@@ -498,8 +498,8 @@ def _kept_patches(mask_rate: float, patches: int) -> int:
   kept = round((1 - mask_rate) * patches) if 0 <= mask_rate < 1 else 0
   if not 0 < kept < patches + (mask_rate == 0):
     raise ValueError(
-      f"mask_rate {mask_rate} of {patches} patches: use 0 (none), or a share that hides one at"
-      " least and leaves one at least"
+      f"config.model.encoder.mask_rate={mask_rate} of {patches} patches: use 0 (none), or a share"
+      " that hides one at least and leaves one at least"
     )
   return kept
 
