@@ -9,8 +9,8 @@
 Then `--config.init=NAME`. Files may be of torch (.pth, .pt, .bin, .tar: read by
 scripts/convert_pickle.py, which runs nothing of what is in them), .safetensors or .npz; names those
 of timm, MAE, DINO, DINOv2 and `transformers`, of google-research's ViTs in Flax, of EfficientNet in
-PyTorch, of torchvision's VGG16, ResNets, InceptionV3 and DenseNets, or of the networks of faces of
-insightface and face.evoLVe. Torch and TensorFlow are not needed.
+PyTorch, of torchvision's ViTs, VGG16, ResNets, InceptionV3 and DenseNets, or of the networks of
+faces of insightface and face.evoLVe. Torch and TensorFlow are not needed.
 
 What is written is NAME.safetensors in `~/.cache/affjax/weights`: its metadata say where the weights
 are from (with the SHA-256 of the source), under which licence they are, what they were trained on,

@@ -67,6 +67,34 @@ def test_a_vit_of_timm_gives_the_same_tokens(kind):
   check(public, images, tokens, **changes)
 
 
+def as_torchvision(name):
+  """A name of timm's -> that of the same array in torchvision."""
+  for theirs, other in (
+    (r"blocks\.(\d+)\.", r"encoder.layers.encoder_layer_\1."),
+    (r"norm(\d)\.", r"ln_\1."),
+    (r"attn\.qkv\.", "self_attention.in_proj_"),
+    (r"attn\.proj\.", "self_attention.out_proj."),
+    (r"fc1\.", "0."),
+    (r"fc2\.", "3."),
+    (r"cls_token", "class_token"),
+    (r"pos_embed", "encoder.pos_embedding"),
+    (r"patch_embed\.proj", "conv_proj"),
+    (r"^norm\.", "encoder.ln."),
+  ):
+    name = re.sub(theirs, other, name)
+  return name
+
+
+def test_a_vit_of_torchvision_is_timms_under_other_names():
+  arrays, images, tokens = golden("timm")
+  arrays = {as_torchvision(name): array for name, array in arrays.items()}
+  assert "encoder.layers.encoder_layer_1.self_attention.in_proj_bias" in arrays
+  head = {"heads.head.weight": np.ones((3, 16))}
+  public = weights.convert(arrays | head)
+  assert public.naming == "torchvision's ViTs"
+  check(public, images, tokens)
+
+
 def test_the_order_of_query_key_and_value_and_the_gelu_matter_to_that_test():
   arrays, images, tokens = golden("timm")
   name = "blocks.1.attn.qkv.weight"

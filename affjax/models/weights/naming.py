@@ -59,6 +59,21 @@ _TIMM = (
 )
 _BESIDE_TIMM = re.compile(r"head(_drop)?\.|mask_token|decoder_|pre_logits\.")
 
+# Names of torchvision's ViTs -> ours; files of before version 0.13 say linear_1 and linear_2.
+_TORCHVISION = (
+  (r"class_token", "class_token"),
+  (r"encoder\.pos_embedding", "positions"),
+  (r"conv_proj\.", "stem/dense/"),
+  (r"(blocks/\d+/)ln_1\.", r"\1attention_norm/"),
+  (r"(blocks/\d+/)self_attention\.in_proj_(weight|bias)", r"\1attention/query_key_value/\2"),
+  (r"(blocks/\d+/)self_attention\.out_proj\.", r"\1attention/out/"),
+  (r"(blocks/\d+/)ln_2\.", r"\1mlp_norm/"),
+  (r"(blocks/\d+/)mlp\.(?:0|linear_1)\.", r"\1mlp/expand/"),
+  (r"(blocks/\d+/)mlp\.(?:3|linear_2)\.", r"\1mlp/contract/"),
+  (r"encoder\.ln\.", "norm/"),
+)
+_BESIDE_TORCHVISION = re.compile(r"heads\.")
+
 # Names of Flax's ViTs (google-research's vision_transformer, then big_vision) -> ours.
 _FLAX = (
   (r"cls", "class_token"),
@@ -237,6 +252,15 @@ def from_timm(arrays: Mapping[str, np.ndarray]) -> Arrays:
     if math.isqrt(count) ** 2 == count:
       ours["positions"] = np.concatenate([np.zeros_like(positions[:, :1]), positions], axis=1)
   return ours
+
+
+def from_torchvision(arrays: Mapping[str, np.ndarray]) -> Arrays:
+  """Weights of torchvision's `VisionTransformer` as of `vit.ViT`; otherwise as `from_transformers`.
+
+  Its norms have the epsilon 1e-6.
+  """
+  bare = lambda name: re.sub(r"^encoder\.layers\.encoder_layer_(\d+)\.", r"blocks/\1/", name)
+  return _of_torch(arrays, _TORCHVISION, _BESIDE_TORCHVISION, bare, "a ViT of torchvision")
 
 
 def from_flax(arrays: Mapping[str, np.ndarray]) -> Arrays:
@@ -435,6 +459,7 @@ _NAMINGS = (
     _vit_of_transformers,
   ),
   _Naming("timm", "patch_embed.proj.weight", from_timm, _vit_of_timm),
+  _Naming("torchvision's ViTs", "conv_proj.weight", from_torchvision, _vit_of_timm),
   _Naming("vision_transformer", "Transformer/encoder_norm/scale", from_flax, _vit_of_flax),
   _Naming("efficientnet-pytorch", "_conv_stem.weight", from_efficientnet, _efficientnet),
   _Naming("faceres", "conv1/convolution/merged_input", from_faceres, _mobilenet),
