@@ -72,8 +72,9 @@ def text(
   """
   config, starts = predictor.config, workdir.entries(where / workdir.STARTS)
   first = starts[0] if starts else {}
-  free, licence = _licence(_sets(config), first.get("initialise"))
-  rendered = set(_sets(config)) == {"synthetic_faces"} and not first.get("initialise")
+  sets, others = _made_of(paired.names(config), first.get("initialise"))
+  free, licence = _licence(sets, others)
+  rendered = sets == ["synthetic_faces"] and not others
   parts = {
     "": _what(predictor, weights),
     "Scores": _scores(scores),
@@ -103,7 +104,7 @@ def _code(value: Any) -> str:
 
 def _head(config: Mapping[str, Any], free: bool) -> str:
   """What hubs read: YAML, of which JSON is a part."""
-  tags = ["jax", "flax", "facial-affect", *config["labels"], *_sets(config)]
+  tags = ["jax", "flax", "facial-affect", *config["labels"], *paired.names(config)]
   lines = ["library_name: affjax", f"license: {CODE.lower() if free else 'other'}"]
   if not free:
     lines.append("license_name: see-licence-below")
@@ -111,19 +112,30 @@ def _head(config: Mapping[str, Any], free: bool) -> str:
   return "\n".join(["---", *lines, "---"])
 
 
-def _sets(config: Mapping[str, Any]) -> list[str]:
-  """Names of the data sets that are learnt from."""
-  beside = paired.Auxiliary.of(config)
-  return list(dict.fromkeys([config["data"]["name"], *[beside.name] * bool(beside)]))
+def _made_of(
+  sets: Sequence[str], initialise: Mapping[str, Any] | None
+) -> tuple[list[str], list[Mapping[str, Any]]]:
+  """Names of all data sets that weights have learnt from, and what is known of initial weights.
+
+  Initial weights of a run are made of what that run is made of.
+  """
+  sets, others = list(sets), []
+  for source in [initialise, *initialise.get("more", ())] if initialise else ():
+    if "learnt_from" in source:
+      theirs, further = _made_of(source["learnt_from"], source["initialise"])
+      sets, others = sets + theirs, others + further
+    else:
+      others.append(source)
+  return list(dict.fromkeys(sets)), others
 
 
-def _licence(names: Sequence[str], initialise: Mapping[str, Any] | None) -> tuple[bool, str]:
-  """Whether the weights may be given away as far as is known, and all that is known of it."""
-  known = {name: LICENCES.get(name, ("unknown", False)) for name in names}
+def _licence(sets: Sequence[str], others: Sequence[Mapping[str, Any]]) -> tuple[bool, str]:
+  """Whether weights made of these may be given away as far as is known, and what is known."""
+  known = {name: LICENCES.get(name, ("unknown", False)) for name in sets}
   free = all(of_data for _, of_data in known.values())
   lines = [f"- Code (affjax): {CODE}."]
   lines += [f"- Data ({plain(name)}): {licence}." for name, (licence, _) in known.items()]
-  for source in [initialise, *initialise.get("more", ())] if initialise else ():
+  for source in others:
     theirs = source.get("licence") or "unknown"
     free = free and theirs in FREE
     lines.append(f"- Initial weights: {plain(theirs)}.")
@@ -146,7 +158,7 @@ def _what(predictor: Any, weights: str) -> str:
   return (
     f"# Facial affect: {', '.join(map(plain, config['labels']))}\n\n"
     f"{_code(build.chain(config['model']))}, {number:,} parameters, learnt from"
-    f" {' and '.join(map(_code, _sets(config)))} by affjax. Step {predictor.step},"
+    f" {' and '.join(map(_code, paired.names(config)))} by affjax. Step {predictor.step},"
     f" {'moving average of the' if average else 'raw'} weights.\n"
   )
 
@@ -327,9 +339,23 @@ def _training(
     "steps": f"{config['steps']:,} of {config.get('batch_size', 'unknown')} images",
     "git commit": _code(first.get("git") or "unknown"),
     "versions": plain(versions) or "unknown",
-    "initial weights": "random" if first and not first.get("initialise") else "see Licence",
+    "initial weights": _initial(first),
   }
   return _table(rows)
+
+
+def _initial(start: Mapping[str, Any]) -> str:
+  """What a run started from: of other runs their folders, of the rest the licence says it."""
+  if not start:
+    return "see Licence"
+  first = start.get("initialise")
+  said = [
+    f"{_code(Path(of['source']).name)}, a run, step {of['step']}"
+    if "learnt_from" in of
+    else "see Licence"
+    for of in ([first, *first.get("more", ())] if first else ())
+  ]
+  return "; ".join(dict.fromkeys(said)) or "random"
 
 
 def _time(seconds: Sequence[float]) -> str:

@@ -41,6 +41,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from affjax import checkpoints, paths, workdir
+from affjax.data import paired
 from affjax.models import convolutions, vit, weights
 from affjax.state import TrainState
 
@@ -235,8 +236,13 @@ def _open(
   arrays = paths.named(parts["ema"] if kind == "ema" else parts["params"])
   digest = hashlib.sha256((folder / checkpoints.MANIFEST).read_bytes()).hexdigest()
   facts = {"source": str(path), "step": step, "weights": kind, "manifest_sha256": digest}
-  kept = (path / workdir.CONFIG).is_file()  # checkpoints alone will do
-  labels = workdir.read_config(path)["labels"] if kept else {}
+  labels = {}
+  if (path / workdir.CONFIG).is_file():  # checkpoints alone will do
+    config, starts = workdir.read_config(path), workdir.entries(path / workdir.STARTS)
+    labels = config["labels"]
+    if starts:
+      facts["learnt_from"] = paired.names(config)
+      facts["initialise"] = starts[0].get("initialise")
   return arrays | paths.named(parts["model_state"]), facts, labels
 
 

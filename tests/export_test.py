@@ -337,6 +337,28 @@ def test_of_several_sources_of_initial_weights_each_has_its_say(folder, tmp_path
   assert "These weights: unknown" in text
 
 
+def test_what_a_run_is_made_of_counts_for_those_that_start_from_it(folder, tmp_path):
+  run = lambda sets, of=None, **more: dict(
+    source="runs/x", step=5, learnt_from=sets, initialise=of, **more
+  )
+  rendered = run(["synthetic_faces"], run(["synthetic_faces"]))
+  config = debug_config(**SMALL)
+  text = described(config, rendered, tmp_path, folder)
+  assert yaml.safe_load(text.split("---\n", 2)[1])["license"] == "apache-2.0"
+  assert "It has seen rendered faces alone" in text
+  assert "| initial weights | `x`, a run, step 5 |" in text
+  # However far back.
+  photographs = run(["synthetic_faces"], run(["ferplus"], {"licence": "MIT"}))
+  for number, facts in enumerate((photographs, rendered | {"more": [photographs]})):
+    place = tmp_path / str(number)
+    place.mkdir()
+    text = described(config, facts, place, folder)
+    assert "- Data (ferplus):" in text
+    assert "- Initial weights: MIT." in text
+    assert "These weights: unknown" in text
+    assert "rendered faces alone" not in text
+
+
 def test_a_second_data_set_that_is_learnt_from_has_its_say(folder, tmp_path):
   text = described(debug_config(**SMALL, data__auxiliary={"name": "expw"}), None, tmp_path, folder)
   assert "learnt from `synthetic_faces` and `expw`" in text

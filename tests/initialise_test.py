@@ -76,6 +76,24 @@ def test_what_is_included_is_taken_from_the_average_of_the_best_step(run):
   assert taken.facts == {"source": str(run), "step": 5, "weights": "ema", "arrays": 5}
 
 
+def test_what_a_run_has_learnt_from_is_known_of_it_and_of_what_it_started_from(run, tmp_path):
+  where = tmp_path / "run"
+  shutil.copytree(run, where)
+  config = {
+    "labels": {},
+    "batch_size": 4,
+    "data": {"name": "ferplus", "auxiliary": {"name": "expw"}},
+  }
+  (where / "config.json").write_text(json.dumps(config))
+  assert (
+    "learnt_from" not in read(where, include="encoder").facts
+  )  # who started it with what is not known
+  (where / "starts.jsonl").write_text(json.dumps({"initialise": {"licence": "MIT"}}) + "\n")
+  facts = read(where, include="encoder").facts
+  assert facts["learnt_from"] == ["ferplus", "expw"]
+  assert facts["initialise"] == {"licence": "MIT"}
+
+
 def test_another_checkpoint_and_weights_as_they_are_can_be_asked_for(run):
   taken = read(run, include="stem", checkpoint="latest", weights="raw")
   assert taken.arrays["model/encoder/stem/kernel"].max() == 9

@@ -79,3 +79,9 @@ class Auxiliary:
     kept = ("image_size", "records", "unreadable")
     own = {"name": self.name, "config": self.config, "train": self.train, "select": self.train}
     return {name: data[name] for name in kept if name in data} | own | {"report": ()}
+
+
+def names(config: Mapping[str, Any]) -> list[str]:
+  """Of the data sets that a run learns from."""
+  beside = Auxiliary.of(config)
+  return list(dict.fromkeys([config["data"]["name"], *[beside.name] * bool(beside)]))
