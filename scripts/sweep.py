@@ -16,6 +16,7 @@ of images/s while training. The same is in `--workdir`/sweep.json, with the scor
 """
 
 import argparse
+import functools
 import itertools
 import json
 import math
@@ -141,8 +142,16 @@ def result(where: Path, split: str | None, metric: str | None) -> tuple[float, i
     raise ValueError(f"--metric={metric}: the scores of {split} are {', '.join(scores[split])}")
   lines = map(json.loads, (where / monitor.LOG).read_text().splitlines())
   rates = [line["images_per_second"] for line in lines if "images_per_second" in line]
-  params = jax.eval_shape(procedures.from_config(config).init).params["model"]
-  return scores[split][metric], state.count(params), float(np.median(rates or [math.nan]))
+  count = parameters(json.dumps(config | {"seed": 0, "initialise": {}}))
+  return scores[split][metric], count, float(np.median(rates or [math.nan]))
+
+
+@functools.cache
+def parameters(config: str) -> int:
+  """Of the model of a config in JSON; once for all seeds, as it takes seconds."""
+  return state.count(
+    jax.eval_shape(procedures.from_config(json.loads(config)).init).params["model"]
+  )
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
