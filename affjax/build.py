@@ -22,9 +22,16 @@ _KINDS = {int: numbers.Integral, float: numbers.Real, bool: bool, str: str, None
 
 # Argument -> how its number is wrong, and what to use; of all that take one of that name.
 _SHARE = (lambda value: not 0 <= value < 1, "a share from 0 up to, but not, 1")
+_PROBABILITY = (lambda value: not 0 <= value <= 1, "a number from 0 to 1")
+_AMOUNT = (lambda value: not 0 <= value < float("inf"), "a number from 0 on")
 _RANGES = {
-  "dropout_rate": _SHARE,
-  "drop_path_rate": _SHARE,
+  **dict.fromkeys(("dropout_rate", "drop_path_rate", "ema_decay"), _SHARE),
+  **dict.fromkeys(
+    ("flip_rate", "grey_rate", "erase_rate", "erase_area", "channel_drop_rate"), _PROBABILITY
+  ),
+  **dict.fromkeys(
+    ("scale", "shift", "brightness", "contrast", "cast", "rotation", "mixup_alpha"), _AMOUNT
+  ),
   "multiplier": (lambda value: not 0 < value <= 16, "a number above 0, at most 16"),
 }
 

@@ -55,7 +55,7 @@ class Prediction:
   """Outputs for a number of images, by name.
 
   Attributes:
-    va: "valence", "arousal" -> [images] in [-1, 1].
+    va: "valence", "arousal" -> [images] in [-1, 1]; what a model gives beyond is that bound.
     expression: [images] name of the expression that is decided on: the most probable one, unless
       settings of `affjax.calibrate` have biases.
     expression_probability: expression -> [images] in [0, 1], summing to 1 over expressions.
@@ -419,7 +419,7 @@ class Predictor:
       decides = np.log(np.maximum(values["expression"], smallest)) + bias
       expression = np.array(self.labels["expression"])[decides.argmax(-1)]
     return Prediction(
-      va=columns("va", given("va").astype(np.float32)),
+      va=columns("va", np.clip(given("va"), -1, 1).astype(np.float32)),
       expression=expression,
       expression_probability=columns("expression", given("expression").astype(np.float32)),
       au_probability=columns("au", given("au").astype(np.float32)),

@@ -41,6 +41,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from affjax import checkpoints, paths, workdir
+from affjax.build import build
 from affjax.data import paired
 from affjax.models import convolutions, vit, weights
 from affjax.state import TrainState
@@ -51,7 +52,9 @@ ENCODER = "model/encoder/"
 POSITIONS = "encoder/positions"  # how the names end, as a model may have several encoders
 FILES = (".npz", ".safetensors")
 # Outputs of one task, or of all of them.
-HEADS = re.compile(r"decoder/(?:\w*heads/(?:dense/(\w+)|shared)/|(?:inner|outer)/|vectors$)")
+HEADS = re.compile(
+  r"decoder/(?:\w*heads/(?:uncertainty/)?(?:dense/(\w+)|shared|separate)/|(?:inner|outer)/|vectors$)"
+)
 # What is made from the config and not learnt.
 MADE = re.compile(r"decoder/adjacency$")
 # Fields of an encoder that its arrays do not show: others would not have the arrays' shapes.
@@ -90,7 +93,16 @@ def start(config: Mapping[str, Any], state: TrainState) -> Taken | None:
         f"config.init={init!r} and config.initialise.source={section['source']!r}: name one source"
       )
     section["source"] = init
-  return read(section, state, config["model"], config.get("labels"))
+  taken = read(section, state, config["model"], config.get("labels"))
+  if taken is None:
+    return None
+  optimizer = build(config["optimizer"], "affjax.optim", steps=config["steps"])
+  frozen = paths.named(optimizer.frozen(state.params))
+  made = [name for name, still in frozen.items() if still and name not in taken.arrays]
+  if made:
+    line = f"\n       warning: frozen as they are made: {len(made)} arrays: {_counts(made)}"
+    taken = dataclasses.replace(taken, report=taken.report + line)
+  return taken
 
 
 def read(
@@ -175,10 +187,11 @@ def _part(
   section: Mapping[str, Any], own: Mapping[str, Any], model: Mapping[str, Any] | None, where: str
 ) -> _Part:
   arrays, facts, labels = _open(section, where)
-  differ = _differences(facts, model)
-  found = _renamed(arrays, section.get("rename") or (), where)
-  found = _normed_as(_stacked_as(found, own), own, model)
   chosen = _chosen(own, section, where)
+  differ = _differences(facts, model, chosen[0])
+  found = _stacked_as(_renamed(arrays, section.get("rename") or (), where), own)
+  differ += _dropped(found, own)
+  found = _normed_as(found, own, model)
   if not (common := [name for name in chosen if name in found]):
     raise ValueError(
       f"{where}: {facts['source']} has none of the parameters that are asked for, such as"
@@ -259,8 +272,17 @@ def _open_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
   return {prefix + name: array for name, array in arrays.items()}, facts
 
 
-def _differences(facts: Mapping[str, Any], model: Mapping[str, Any] | None) -> str:
+def _section(model: Mapping[str, Any], name: str) -> tuple[str, Mapping[str, Any]]:
+  """Where the config has the encoder that a parameter is of, and its section."""
+  if name.startswith("model/prior/") and model.get("prior"):
+    return "config.model.prior.encoder", model["prior"]["encoder"]
+  return "config.model.encoder", model["encoder"]
+
+
+def _differences(facts: Mapping[str, Any], model: Mapping[str, Any] | None, chosen: str) -> str:
   """A line on what a run's encoder has otherwise than its weights need it; "": nothing.
+
+  The encoder is that of `chosen`, the name of a parameter.
 
   Raises:
     ValueError: it is another encoder.
@@ -268,10 +290,10 @@ def _differences(facts: Mapping[str, Any], model: Mapping[str, Any] | None) -> s
   needs = facts.get("model")
   if not needs or not model:
     return ""
-  encoder, name = model["encoder"], needs["name"]
+  (where, encoder), name = _section(model, chosen), needs["name"]
   if encoder["name"] != name:
     raise ValueError(
-      f"config.model.encoder is {encoder['name']}, {facts['source']} holds weights of {name}: take"
+      f"{where} is {encoder['name']}, {facts['source']} holds weights of {name}: take"
       " other weights, or this encoder"
     )
   has = _defaults(encoder["name"]) | dict(encoder)
@@ -282,7 +304,7 @@ def _differences(facts: Mapping[str, Any], model: Mapping[str, Any] | None) -> s
     return ""
   want = ", ".join(f"{field}={_first(needs[field])!r}" for field in differ)
   there = ", ".join(f"{field}={has.get(field)!r}" for field in differ)
-  return f"\n       warning: these weights need config.model.encoder to have {want}; it has {there}"
+  return f"\n       warning: these weights need {where} to have {want}; it has {there}"
 
 
 def _defaults(name: str) -> dict[str, Any]:
@@ -367,16 +389,44 @@ def _stacked_as(
   return others | named(apart, False) | weights.stack(named(apart, True))
 
 
+def _layer(name: str) -> str:
+  """The layer of a convolution's kernel, bias or norm."""
+  return name.rpartition("/")[0].removesuffix("/norm")
+
+
 def _normed_as(
   found: Mapping[str, np.ndarray], own: Mapping[str, Any], model: Mapping[str, Any] | None
 ) -> Mapping[str, np.ndarray]:
-  """The source's batch norms folded, unless this run has norms where they are."""
+  """The source's batch norms folded into those layers of this run that have none."""
+  normed = {_layer(name) for name in own if name.endswith(("/norm/mean", "/norm/scale"))}
+  plain = {_layer(name) for name in own if name.endswith("/kernel")} - normed
+  given, fold = {}, collections.defaultdict(dict)
+  for name, array in found.items():
+    if _layer(name) in plain:
+      fold[_epsilon(model, name)][name] = array
+    else:
+      given[name] = array
+  for epsilon, arrays in fold.items():
+    given |= weights.fold(arrays, epsilon)
+  return given
+
+
+def _epsilon(model: Mapping[str, Any] | None, name: str) -> float:
+  """Of the batch norms of the encoder that a parameter is of."""
+  encoder = _encoder(_section(model, name)[1]["name"]) if model else None
+  return getattr(encoder, "epsilon", convolutions.EPSILON)
+
+
+def _dropped(found: Mapping[str, np.ndarray], own: Mapping[str, Any]) -> str:
+  """A line on batch norms of the source where this run has norms of another kind; "": none."""
   layers = [name.removesuffix("mean") for name in found if name.endswith("/norm/mean")]
-  if any(f"{layer}{part}" in own for layer in layers for part in ("mean", "scale")):
-    return found
-  encoder = _encoder(model["encoder"]["name"]) if model else None
-  epsilon = getattr(encoder, "epsilon", convolutions.EPSILON)
-  return weights.fold(found, epsilon)
+  lost = [layer for layer in layers if f"{layer}scale" in own and f"{layer}mean" not in own]
+  if not lost:
+    return ""
+  return (
+    f"\n       warning: statistics of {len(lost)} batch norms have no place here, as this run's"
+    f" norms are of another kind (field norm of the encoder), such as {lost[0].removesuffix('/')}"
+  )
 
 
 def _resized(

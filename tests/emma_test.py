@@ -142,6 +142,13 @@ def test_the_first_token_or_the_mean_of_all_is_read():
     assert not np.allclose(first[task], mean[task], atol=1e-3)
 
 
+def test_the_first_token_is_read_where_it_is_a_class_token():
+  first = MODEL["decoder"] | {"pool": "first"}
+  with pytest.raises(ValueError, match="config.model.decoder.pool='first' .*class_token=True, or "):
+    model(decoder=first)
+  assert set(model(decoder=first, encoder=MODEL["encoder"] | {"class_token": True})(images()))
+
+
 @pytest.mark.parametrize(
   ("changes", "said"),
   [

@@ -112,6 +112,13 @@ def test_a_predictor_says_what_it_is(predictor):
   )
 
 
+def test_valence_and_arousal_beyond_their_bounds_are_the_bounds(predictor):
+  others = {"expression": np.full((2, 8), 0.125), "au": np.zeros((2, 12))}
+  made = predictor.decide({"va": np.array([[1.9, -0.25], [0.5, -3.0]]), **others})
+  assert made.va["valence"].tolist() == [1, 0.5]
+  assert made.va["arousal"].tolist() == [-0.25, -1]
+
+
 def test_expressions_and_units_are_decided_on_as_calibrate_does(predictor, tmp_path):
   labels, rng = predictor.labels, np.random.default_rng(1)
   settings = {

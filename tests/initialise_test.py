@@ -14,7 +14,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from affjax import checkpoints, experiment, initialise, paths, procedures, sharding, train
-from affjax.models import vgg, vit
+from affjax.models import resnet, vgg, vit, weights
 from affjax.state import TrainState
 from configs import lsd
 
@@ -160,24 +160,26 @@ def test_another_shape_is_named_with_both_and_the_way_out(run):
   assert read(run, exclude="model/decoder/heads/bias|model/decoder/heads/kernel")
 
 
-def of_heads(names, shared=False):
+def of_heads(names, kind):
   """A state with heads of expressions."""
-  heads = {"shared": {"kernel": jnp.ones((2, 1))}} if shared else {
-    "dense": {"expression": {"kernel": jnp.ones((2, len(names)))}}
-  }  # fmt: skip
+  heads = {
+    "shared": {"shared": {"kernel": jnp.ones((2, 1))}},
+    "separate": {"separate": {"kernel": jnp.ones((len(names), 2))}},
+    "dense": {"dense": {"expression": {"kernel": jnp.ones((2, len(names)))}}},
+  }[kind]
   model = {"encoder": {"stem": {"kernel": jnp.ones((3, 2))}}, "decoder": {"heads": heads}}
   return TrainState(jnp.int32(0), {"model": model}, {}, (), None)
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_outputs_of_a_run_are_not_taken_for_other_labels(shared, tmp_path):
+@pytest.mark.parametrize("kind", ["shared", "separate", "dense"])
+def test_outputs_of_a_run_are_not_taken_for_other_labels(kind, tmp_path):
   labels = {"expression": ["anger", "fear", "happiness"]}
   saved = checkpoints.Checkpoints(tmp_path / "run" / "checkpoints")
-  saved.save(1, of_heads(labels["expression"], shared), {"seed": 0})
+  saved.save(1, of_heads(labels["expression"], kind), {"seed": 0})
   saved.score(1, 1.0)
   saved.close()
   (tmp_path / "run" / "config.json").write_text(json.dumps({"labels": labels}))
-  state = of_heads(labels["expression"], shared)
+  state = of_heads(labels["expression"], kind)
   section = {"source": str(tmp_path / "run")}
   same = initialise.read(section, state, labels=labels)
   assert len(same.arrays) == 2
@@ -217,8 +219,48 @@ def test_batch_norms_are_not_folded_where_the_run_has_norms_of_another_kind(tmp_
   kernel = taken.arrays["model/encoder/stem/kernel"]
   np.testing.assert_array_equal(kernel, normed["stem"]["kernel"])
   assert "of the source, not used: 4 arrays" in taken.report
+  lost = (
+    "warning: statistics of 2 batch norms have no place here, .* such as model/encoder/stem/norm"
+  )
+  assert re.search(lost, taken.report)
   folded = read(tmp_path / "w.npz", of_encoder(model("none")))
   assert (folded.arrays["model/encoder/stem/kernel"] != kernel).any()
+
+
+def test_each_network_has_its_norms_folded_or_not_and_by_its_own_epsilon(tmp_path):
+  """A second network without norms in its encoder and with norms in its decoder."""
+  make = lambda norm: resnet.ResNet(
+    image_size=32, depth=18, stages=1, multiplier=0.125, norm=norm, rngs=nnx.Rngs(0)
+  )
+  rng = np.random.default_rng(0)
+  state = nnx.state(make("batch"), (nnx.Param, nnx.BatchStat))
+  state = jax.tree.map(lambda x: rng.uniform(0.5, 1.5, x.shape).astype(np.float32), state)
+  source = nnx.merge(nnx.graphdef(make("batch")), state, nnx.state(make("batch"), nnx.RngState))
+  attention = {"kernel": jnp.ones((2, 2)), "norm": {"scale": jnp.ones(2), "mean": jnp.ones(2)}}
+  kept = {"prior": {"encoder": nnx.to_pure_dict(state), "decoder": attention}}
+  np.savez(tmp_path / "w.npz", **paths.named({"model": kept}))
+  model = {"encoder": {"name": "vit.ViT"}, "prior": {"encoder": {"name": "resnet.ResNet"}}}
+  own = {"encoder": nnx.to_pure_dict(nnx.state(make("none"), nnx.Param)), "decoder": attention}
+  state = TrainState(jnp.int32(0), {"model": {"prior": own}}, {}, (), None)
+  taken = initialise.read({"source": str(tmp_path / "w.npz")}, state, model)
+  folded = make("none")
+  prefix = "model/prior/encoder/"
+  weights.fill(folded, {n.removeprefix(prefix): a for n, a in taken.arrays.items() if prefix in n})
+  images = jnp.asarray(rng.uniform(-1, 1, (2, 32, 32, 3)), jnp.float32)
+  expected = np.asarray(source(images))
+  np.testing.assert_allclose(folded(images), expected, atol=1e-5 * np.abs(expected).max())
+  assert len(taken.arrays) == len(paths.named(state.params))
+
+
+def test_what_is_frozen_and_of_no_source_is_warned_of(run):
+  group = lambda pattern: {"x": {"pattern": pattern, "freeze": True}}
+  optimizer = lambda pattern: dict(name="optim.adamw", learning_rate=1.0, groups=group(pattern))
+  section = {"source": str(run), "include": "stem"}
+  say = lambda pattern: start(
+    {"name": "vit.ViT"}, state_of(), initialise=section, optimizer=optimizer(pattern)
+  ).report.splitlines()[-1]
+  assert say("encoder") == ("       warning: frozen as they are made: 3 arrays: model/encoder 3")
+  assert "warning" not in say("stem")
 
 
 def test_positions_are_resized_to_the_grid_of_this_run(run):
@@ -322,7 +364,8 @@ def vit_of(**changes):
 
 
 def start(encoder, state, **fields):
-  config = {"model": {"encoder": encoder}, "initialise": {"source": None}, **fields}
+  config = {"model": {"encoder": encoder}, "initialise": {"source": None}, "steps": 1, **fields}
+  config = {"optimizer": {"name": "optim.adamw", "learning_rate": 1.0}, **config}
   return initialise.start(config, state)
 
 
@@ -364,15 +407,23 @@ def test_an_encoder_that_is_built_otherwise_is_warned_of_by_its_fields(tmp_path,
   centred = {"name": "mobilenet.MobileNet", "norm": "none", "centre": [0.1, 0.2, 0.3]}
   facts = {"model": centred, "source": "x"}
   same = {"encoder": centred | {"centre": (0.1, 0.2, 0.3)}}
-  assert initialise._differences(facts, same) == ""
-  other = initialise._differences(facts, {"encoder": {"name": "mobilenet.MobileNet"}})
+  name = "model/encoder/stem/kernel"
+  assert initialise._differences(facts, same, name) == ""
+  other = initialise._differences(facts, {"encoder": {"name": "mobilenet.MobileNet"}}, name)
   assert "have centre=[0.1, 0.2, 0.3], norm='none'; it has centre=(0.0, 0.0, 0.0)" in other
   facts["model"] = {"name": "efficientnet.EfficientNet", "norm": ["batch", "none"]}
   differs = lambda **changes: initialise._differences(
-    facts, {"encoder": {"name": "efficientnet.EfficientNet", **changes}}
+    facts, {"encoder": {"name": "efficientnet.EfficientNet", **changes}}, name
   )
   assert differs() == differs(norm="none") == ""
   assert "norm='batch'; it has norm='group'" in differs(norm="group")
+  # A second network has an encoder of its own.
+  model = {"encoder": {"name": "vit.ViT"}, "prior": {"encoder": {"name": "mobilenet.MobileNet"}}}
+  facts["model"] = centred
+  with pytest.raises(ValueError, match="config.model.encoder is vit.ViT, x holds weights of mobil"):
+    initialise._differences(facts, model, name)
+  said = initialise._differences(facts, model, "model/prior/encoder/stem/kernel")
+  assert "these weights need config.model.prior.encoder to have centre=[0.1, 0.2, 0.3]" in said
 
 
 def test_weights_that_are_not_here_of_another_encoder_or_size_are_errors(tmp_path, monkeypatch):

@@ -480,6 +480,20 @@ def test_the_flagship_refuses_kendall_with_its_ccc_loss():
     procedures.from_config(debug_config(procedure__weighting="kendall"))
 
 
+@pytest.mark.parametrize(
+  ("changes", "said"),
+  [
+    (dict(augment__flip_rate=2), "augment.augment: flip_rate=2.0: use a number from 0 to 1"),
+    (dict(augment__shift=-0.1), "augment.augment: shift=-0.1: use a number from 0 on"),
+    (dict(procedure__ema_decay=1.0), "ema_decay=1.0: use a share from 0 up to, but not, 1"),
+    (dict(procedure__mixup_alpha=-1), "mixup_alpha=-1.0: use a number from 0 on"),
+  ],
+)
+def test_numbers_that_cannot_be_are_refused_before_anything_is_compiled(changes, said):
+  with pytest.raises(ValueError, match=said):
+    procedures.from_config(debug_config(**changes))
+
+
 class Grey(nnx.Module):
   """Lines of the mean grey level: valence and arousal, and their log variances if wanted."""
 

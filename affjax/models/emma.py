@@ -60,6 +60,11 @@ class EMMA(AffectModel):
       raise ValueError(f"config.model.prior knows {_DISTRIBUTION}s, and config.labels has none")
     if "beside" in decoder:
       raise ValueError("config.model.decoder.beside follows from config.model.prior; remove it")
+    if decoder.get("pool") == "first" and not encoder.get("class_token"):
+      raise ValueError(
+        "config.model.decoder.pool='first' reads the class token, and the encoder has none: use"
+        " config.model.encoder.class_token=True, or pool='mean'"
+      )
     beside = outputs[_DISTRIBUTION] if prior else 0
     common = dict(image_size=image_size, dtype=dtype, rngs=rngs)
     super().__init__(

@@ -220,7 +220,7 @@ class LabelGraph(nnx.Module):
     _one_of("pool", pool, tuple(_POOLS))
     for name, size in (("embedding_width", embedding_width), ("width", width)):
       if size < 1:
-        raise ValueError(f"{name} {size}: use 1 or more")
+        raise ValueError(f"config.model.decoder.{name}={size}: use 1 or more")
     self.spans = tuple((task, s.start, s.stop) for task, s in spans(outputs).items())
     self.pool = pool
     count = sum(outputs.values())

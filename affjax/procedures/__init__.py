@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from affjax.build import build
+from affjax.build import bind, build
 
 
 def activation_dtype(name: str) -> str:
@@ -32,6 +32,8 @@ def from_config(config: Mapping[str, Any]) -> Any:
   losses, outputs = ({"losses": config["losses"]}, {"outputs": outputs}) if outputs else ({}, {})
   dtype = activation_dtype(config["dtype"])
   optimizer = config["optimizer"]
+  # What the procedure gives to it at each step is looked at now.
+  bind({"name": "augment.augment", **config["augment"]}, "affjax.augment", given=3)
   procedure = build(
     config["procedure"],
     "affjax.procedures",
