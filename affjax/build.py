@@ -137,7 +137,8 @@ def _check_arguments(
     if parameter.name in arguments:
       _check_kind(name, parameter, arguments[parameter.name])
   for argument, (wrong, use) in _RANGES.items():
-    if argument in arguments and wrong(value := arguments[argument]):
+    value = arguments.get(argument)  # what is no number is for `_check_kind`
+    if isinstance(value, numbers.Real) and wrong(value):
       raise ValueError(f"{name}: {argument}={value}: use {use}")
 
 

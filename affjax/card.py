@@ -122,7 +122,7 @@ def _made_of(
   sets, others = list(sets), []
   for source in [initialise, *initialise.get("more", ())] if initialise else ():
     if "learnt_from" in source:
-      theirs, further = _made_of(source["learnt_from"], source["initialise"])
+      theirs, further = _made_of(source["learnt_from"], source.get("initialise"))
       sets, others = sets + theirs, others + further
     else:
       others.append(source)

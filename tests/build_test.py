@@ -149,7 +149,8 @@ def test_a_number_that_cannot_be_is_refused_whoever_takes_it(package, argument, 
   section = dict(name="nets.any_options", **{argument: value})
   with pytest.raises(ValueError, match=f"nets.any_options: {argument}={value}: use a "):
     build(section, package)
-  assert build(section | {argument: 0.5}, package) is not None
+  assert build(section | {argument: 0.5}, package)[argument] == 0.5
+  assert build(section | {argument: "text"}, package)[argument] == "text"  # of unknown kind
 
 
 @pytest.mark.parametrize(

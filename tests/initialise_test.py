@@ -85,9 +85,8 @@ def test_what_a_run_has_learnt_from_is_known_of_it_and_of_what_it_started_from(r
     "data": {"name": "ferplus", "auxiliary": {"name": "expw"}},
   }
   (where / "config.json").write_text(json.dumps(config))
-  assert (
-    "learnt_from" not in read(where, include="encoder").facts
-  )  # who started it with what is not known
+  # What it started from is not known.
+  assert "learnt_from" not in read(where, include="encoder").facts
   (where / "starts.jsonl").write_text(json.dumps({"initialise": {"licence": "MIT"}}) + "\n")
   facts = read(where, include="encoder").facts
   assert facts["learnt_from"] == ["ferplus", "expw"]
@@ -259,7 +258,7 @@ def test_what_is_frozen_and_of_no_source_is_warned_of(run):
   say = lambda pattern: start(
     {"name": "vit.ViT"}, state_of(), initialise=section, optimizer=optimizer(pattern)
   ).report.splitlines()[-1]
-  assert say("encoder") == ("       warning: frozen as they are made: 3 arrays: model/encoder 3")
+  assert say("encoder") == "       warning: frozen as they are made: 3 arrays: model/encoder 3"
   assert "warning" not in say("stem")
 
 
